@@ -1,0 +1,1 @@
+"""From files to batches: the first six arrows of the walk."""

@@ -1,0 +1,1 @@
+"""Answering: sampling, generation, a loaded model."""

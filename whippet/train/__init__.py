@@ -1,0 +1,1 @@
+"""The objective, the loop, the optimiser, the plan, the checkpoints."""
