@@ -17,8 +17,13 @@ PREFIXES = ["", "a/", "model/", "./", "a/b/c/", "é/", "x.safetensors/", "0/", "
 
 
 def hostile() -> list[str]:
-    made = [prefix + name for prefix, name in itertools.product(PREFIXES, CLIMBS[:3] + ["../../../../x", "../../../../../etc"])]
-    made += [name + suffix for name, suffix in itertools.product(ROOTS, ["", "x", ".safetensors", "/..", "/a/b", "\x00"])]
+    made = [
+        prefix + name
+        for prefix, name in itertools.product(PREFIXES, [*CLIMBS[:3], "../../../../x", "../../../../../etc"])
+    ]
+    made += [
+        name + suffix for name, suffix in itertools.product(ROOTS, ["", "x", ".safetensors", "/..", "/a/b", "\x00"])
+    ]
     made += [text.replace("/", "\\") for text in made if "/" in text and ".." in text]
     made += [f"{'../' * n}{tail}" for n, tail in itertools.product(range(1, 30), ["x", "tmp/x", "etc/passwd"])]
     made += [f"a{sep}..{sep}..{sep}{n}" for sep, n in itertools.product(["/", "\\", "//"], range(20))]

@@ -23,7 +23,8 @@ def test_defaults_round_trip(tmp_path: Path) -> None:
 def test_every_key_round_trips(tmp_path: Path) -> None:
     other = {
         "out": 'runs/"quoted" \\ and – dash\n',
-        "model": {"path": "m", "revision": "v2", "base": "bf16", "compute": "fp16", "device": "cpu", "pad_token": "<p>"},
+        "model": {"path": "m", "revision": "v2", "base": "bf16", "compute": "fp16", "device": "cpu",
+                  "pad_token": "<p>"},
         "lora": {"r": 3, "alpha": 1e-7, "dropout": 0.25, "targets": ["q_proj"], "rslora": True},
         "data": {
             "sources": [{"path": "a", "weight": 0.5, "format": "text"}, "b"], "format": "alpaca", "template": "chatml",

@@ -27,14 +27,16 @@ def complaints(tree: ast.AST) -> list[str]:
             name = node.func
             if isinstance(name, ast.Name) and name.id in CALLS:
                 found.append(f"{node.lineno}: {name.id}()")
-            if isinstance(name, ast.Attribute) and isinstance(name.value, ast.Name):
-                if (name.value.id, name.attr) in METHODS:
-                    found.append(f"{node.lineno}: {name.value.id}.{name.attr}()")
+            owner = name.value.id if isinstance(name, ast.Attribute) and isinstance(name.value, ast.Name) else ""
+            if isinstance(name, ast.Attribute) and (owner, name.attr) in METHODS:
+                found.append(f"{node.lineno}: {owner}.{name.attr}()")
             for keyword in node.keywords:
                 if keyword.arg in {"trust_remote_code", "shell", "allow_pickle"}:
                     found.append(f"{node.lineno}: {keyword.arg}=")
         elif isinstance(node, ast.ExceptHandler):
-            broad = node.type is None or (isinstance(node.type, ast.Name) and node.type.id in {"Exception", "BaseException"})
+            broad = node.type is None or (
+                isinstance(node.type, ast.Name) and node.type.id in {"Exception", "BaseException"}
+            )
             reraises = any(isinstance(inner, ast.Raise) for inner in ast.walk(node))
             if broad and not reraises:
                 found.append(f"{node.lineno}: a broad except that swallows")

@@ -1,0 +1,139 @@
+"""The engine equals a loop that recomputes everything; a batch equals its rows one by one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from whippet.errors import UsageError
+from whippet.infer import engine
+from whippet.infer.engine import Reply, generate
+from whippet.infer.sampling import Sampling
+from whippet.model.decoder import Decoder
+
+PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2], [60, 0], [7, 7, 7], [1, 2, 3, 4, 5, 6, 7]]
+NO_STOP: frozenset[int] = frozenset()
+
+
+@torch.no_grad()
+def naive(decoder: Decoder, prompt: list[int], most: int, stop: frozenset[int] = NO_STOP) -> list[int]:
+    """Greedy decoding that runs the whole text for each token."""
+    ids = list(prompt)
+    while len(ids) < len(prompt) + most:
+        borders = torch.tensor([0, len(ids)], dtype=torch.int32)
+        hidden_TH = decoder(torch.tensor(ids), torch.arange(len(ids)), borders, len(ids))
+        token_id = int(decoder.logits(hidden_TH[-1:]).argmax())
+        if token_id in stop:
+            break
+        ids.append(token_id)
+    return ids[len(prompt) :]
+
+
+def test_the_decoder_of_these_tests_says_different_things(decoder: Decoder) -> None:
+    replies = [naive(decoder, prompt, 20) for prompt in PROMPTS]
+    assert len({tuple(reply) for reply in replies}) == len(PROMPTS)
+    assert all(len(set(reply)) > 5 for reply in replies)
+
+
+def test_alone_equals_recomputing(decoder: Decoder) -> None:
+    for prompt in PROMPTS:
+        assert generate(decoder, [prompt], Sampling(30), NO_STOP) == [Reply(naive(decoder, prompt, 30), "length")]
+
+
+def test_together_equals_recomputing(decoder: Decoder) -> None:
+    replies = generate(decoder, PROMPTS, Sampling(30), NO_STOP)
+    assert [reply.ids for reply in replies] == [naive(decoder, prompt, 30) for prompt in PROMPTS]
+
+
+def test_stop_tokens_end_rows_at_different_times(decoder: Decoder) -> None:
+    stop = frozenset({naive(decoder, PROMPTS[0], 12)[4], naive(decoder, PROMPTS[2], 12)[9]})
+    expected = [naive(decoder, prompt, 30, stop) for prompt in PROMPTS]
+    assert len({len(ids) for ids in expected}) > 2
+    replies = generate(decoder, PROMPTS, Sampling(30), stop)
+    assert [reply.ids for reply in replies] == expected
+    for reply in replies:
+        assert (reply.finish == "stop") == (len(reply.ids) < 30) == (reply.stop_id in stop)
+
+
+def test_each_row_has_its_own_limit(decoder: Decoder) -> None:
+    samplings = [Sampling(1 + 5 * index) for index in range(len(PROMPTS))]
+    replies = generate(decoder, PROMPTS, samplings, NO_STOP)
+    for prompt, sampling, reply in zip(PROMPTS, samplings, replies, strict=True):
+        assert reply == Reply(naive(decoder, prompt, sampling.max_new_tokens), "length")
+
+
+def test_the_cache_grows(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "FIRST_CAPACITY", 2)
+    replies = generate(decoder, PROMPTS, Sampling(40), NO_STOP)
+    assert [reply.ids for reply in replies] == [naive(decoder, prompt, 40) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize(("limit", "value"), [("MAX_ROWS", 2), ("MAX_PROMPT_TOKENS", 12), ("MAX_CACHE_BYTES", 30_000)])
+def test_waves_change_nothing(decoder: Decoder, monkeypatch: pytest.MonkeyPatch, limit: str, value: int) -> None:
+    whole = generate(decoder, PROMPTS, Sampling(20), NO_STOP)
+    monkeypatch.setattr(engine, limit, value)
+    samplings = [Sampling(20)] * len(PROMPTS)
+    waves = list(engine._waves(decoder, PROMPTS, samplings))
+    assert len(waves) > 1
+    assert sorted(index for wave in waves for index in wave) == list(range(len(PROMPTS)))
+    assert generate(decoder, PROMPTS, Sampling(20), NO_STOP) == whole
+
+
+def test_sampled_rows_do_not_see_their_neighbours(decoder: Decoder) -> None:
+    samplings = [Sampling(25, temperature=0.4 + 0.3 * i, top_k=20 * (i % 2), top_p=0.9, seed=i) for i in range(6)]
+    together = generate(decoder, PROMPTS, samplings, NO_STOP)
+    alone = [generate(decoder, [p], s, NO_STOP)[0] for p, s in zip(PROMPTS, samplings, strict=True)]
+    assert together == alone
+    assert together != generate(decoder, PROMPTS, Sampling(25), NO_STOP)
+
+
+def test_seed_decides(decoder: Decoder) -> None:
+    def ids(seed: int | None) -> list[int]:
+        return generate(decoder, [PROMPTS[0]], Sampling(25, temperature=1.0, seed=seed), NO_STOP)[0].ids
+
+    assert ids(5) == ids(5)
+    assert ids(5) != ids(6)
+    assert ids(None) != ids(None)
+
+
+def test_a_full_context_ends_with_length(decoder: Decoder) -> None:
+    context = decoder.config.context
+    prompt = [index % 61 for index in range(context - 3)]
+    (reply,) = generate(decoder, [prompt], Sampling(50), NO_STOP)
+    assert reply == Reply(naive(decoder, prompt, 3), "length")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [([], "prompt is empty"), ([61], "token id 61 is outside the vocabulary of 61"), ([-1], "outside the vocabulary"),
+     ([1] * 96, "96 tokens, which leaves no room in the model's context of 96")],
+)  # fmt: skip
+def test_prompts_that_cannot_be_answered(decoder: Decoder, prompt: list[int], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        generate(decoder, [[1], prompt], Sampling(5), NO_STOP)
+
+
+def test_nothing_asked_nothing_said(decoder: Decoder) -> None:
+    assert generate(decoder, [], Sampling(5), NO_STOP) == []
+
+
+def test_on_token_sees_every_token_and_can_end_a_row(decoder: Decoder) -> None:
+    seen: dict[int, list[int]] = {}
+
+    def on_token(row: int, token_id: int) -> bool:
+        seen.setdefault(row, []).append(token_id)
+        return row == 1 and len(seen[row]) == 4
+
+    replies = generate(decoder, PROMPTS, Sampling(10), NO_STOP, on_token)
+    assert [seen[row] for row in range(len(PROMPTS))] == [reply.ids for reply in replies]
+    assert replies[1] == Reply(naive(decoder, PROMPTS[1], 4), "stop")
+    assert replies[2] == Reply(naive(decoder, PROMPTS[2], 10), "length")
+
+
+def test_dropout_is_off_inside_and_restored(decoder: Decoder) -> None:
+    decoder.train()
+    try:
+        generate(decoder, [[1]], Sampling(1), NO_STOP, lambda row, token_id: not decoder.training)
+        assert decoder.training and decoder.layers[0].training
+    finally:
+        decoder.eval()

@@ -1,0 +1,179 @@
+"""Where in a rendered conversation each message stands, to the character.
+
+Comes in: a template, a conversation and its rendered text. Goes out: a span ``[start, end)`` for each wanted message.
+A template is a program, so its output cannot be searched for a message's text: the text may occur elsewhere, be
+trimmed, or imitate the template's own markers. Instead the messages are replaced by characters that occur nowhere,
+the conversation is rendered again, and what stays equal around a replacement is the template's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from whippet.chat.messages import Conversation, Message
+from whippet.chat.template import ChatTemplate
+from whippet.errors import DataError
+
+FIRST_PRIVATE, LAST_PRIVATE = 0xE000, 0xF8FF
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """One rendering, and what is needed to render its like."""
+
+    template: ChatTemplate
+    conversation: Conversation
+    add_generation_prompt: bool
+    now: datetime
+    text: str
+
+    def again(self, messages: Mapping[int, Message]) -> str:
+        """The text with some messages replaced, by index."""
+        changed = tuple(messages.get(turn, message) for turn, message in enumerate(self.conversation.messages))
+        conversation = replace(self.conversation, messages=changed)
+        return self.template.render(conversation, add_generation_prompt=self.add_generation_prompt, now=self.now)
+
+    def start(self, turns: int, add_generation_prompt: bool) -> str | None:
+        """The text of the first ``turns`` messages, if the template renders them and the whole begins with it."""
+        conversation = replace(self.conversation, messages=self.conversation.messages[:turns])
+        try:
+            text = self.template.render(conversation, add_generation_prompt=add_generation_prompt, now=self.now)
+        except DataError:
+            return None
+        return text if self.text.startswith(text) else None
+
+
+def find_spans(rendering: Rendering, wanted: Collection[int], ends: Collection[str]) -> dict[int, tuple[int, int]]:
+    """The span of each message in ``wanted`` (indices). ``ends`` are the texts that may end a turn.
+
+    DataError names a message whose place cannot be told, as with a template that leaves it out.
+    """
+    if not wanted:
+        return {}
+    marker = _unused_character(rendering)
+    plain = [turn for turn in wanted if not rendering.conversation.messages[turn].tool_calls]
+    found = _walk(rendering, plain, marker)
+    for turn in wanted:
+        if turn not in found:
+            span = _alone(rendering, turn, marker) or _between(rendering, turn, ends)
+            if span is None:
+                role = rendering.conversation.messages[turn].role
+                name = rendering.template.name
+                raise DataError(f"chat template {name}: cannot tell where message {turn} ({role}) stands in its text")
+            found[turn] = span
+    return found
+
+
+def check_complete(rendering: Rendering, spans: Mapping[int, tuple[int, int]]) -> None:
+    """Raise DataError if the template leaves out a message, a tool call or the tools: templates skip what they do not
+    know without a word. ``spans`` are those of the assistant's turns at least."""
+    text, name = rendering.text, rendering.template.name
+    for turn, message in enumerate(rendering.conversation.messages):
+        shown = text[slice(*spans[turn])] if turn in spans else text
+        for call in message.tool_calls:
+            if call.name not in shown:
+                raise DataError(f"chat template {name} leaves out the tool call of message {turn} ({call.name})")
+        if not message.content.strip() or message.content.strip() in text:
+            continue
+        marker = _unused_character(rendering)
+        if marker not in rendering.again({turn: replace(message, content=marker)}):
+            raise DataError(f"chat template {name} leaves out message {turn} ({message.role})")
+    tools = [str(tool.get("function", tool).get("name", "")) for tool in rendering.conversation.tools]
+    if tools and not any(tool in text for tool in tools):
+        raise DataError(f"chat template {name} leaves out the tools ({', '.join(tools)[:80]})")
+
+
+def _unused_character(rendering: Rendering) -> str:
+    """A private-use character that occurs neither in the text nor in what the text was made from."""
+    used = set(rendering.text).union(*(message.content for message in rendering.conversation.messages))
+    for code in range(FIRST_PRIVATE, LAST_PRIVATE + 1):
+        if chr(code) not in used:
+            return chr(code)
+    raise DataError("a conversation uses every private-use character of the basic plane")
+
+
+def _walk(rendering: Rendering, turns: Collection[int], marker: str) -> dict[int, tuple[int, int]]:
+    """Replace all plain messages at once and lay both texts side by side; empty if they do not fit together.
+
+    A template prints a content as it is or trimmed, which decides its length without searching for what follows.
+    """
+    messages = rendering.conversation.messages
+    try:
+        other = rendering.again({turn: _stand_in(messages[turn], f"{marker}{turn}{marker}") for turn in turns})
+    except DataError:
+        return {}
+    pieces = re.split(f"{marker}(\\d+){marker}", other)
+    order, gaps = [int(turn) for turn in pieces[1::2]], pieces[::2]
+    if sorted(order) != sorted(turns) or not rendering.text.startswith(gaps[0]):
+        return {}
+    found: dict[int, tuple[int, int]] = {}
+    position = len(gaps[0])
+    for turn, gap in zip(order, gaps[1:], strict=True):
+        content = messages[turn].content
+        for shown in (content, content.strip(), content.lstrip(), content.rstrip()):
+            if rendering.text.startswith(shown + gap, position):
+                found[turn] = (position, position + len(shown))
+                position += len(shown) + len(gap)
+                break
+        else:
+            return {}
+    return found if position == len(rendering.text) else {}
+
+
+def _alone(rendering: Rendering, turn: int, marker: str) -> tuple[int, int] | None:
+    """Replace one message: what differs between the two texts is that message's. A message with tool calls is
+    replaced by a plain one, whose header is the same."""
+    message = rendering.conversation.messages[turn]
+    try:
+        other = rendering.again({turn: _stand_in(message, marker)})
+    except DataError:
+        return None
+    if other.count(marker) != 1:
+        return None
+    place = other.index(marker)
+    tail = other[place + 1 :]
+    start = len(_common_start(rendering.text, other[:place]))
+    if message.tool_calls:
+        prompt = rendering.start(turn, add_generation_prompt=True)
+        start = len(prompt) if prompt is not None else start
+    if other[start:place].strip() or not rendering.text.endswith(tail):
+        return None
+    end = len(rendering.text) - len(tail)
+    return (start, end) if start <= end else None
+
+
+def _between(rendering: Rendering, turn: int, ends: Collection[str]) -> tuple[int, int] | None:
+    """From the prompt for a turn to the last end marker of the text that includes it, where both are beginnings of
+    the whole."""
+    before, after = rendering.start(turn, True), rendering.start(turn + 1, False)
+    if before is None or after is None:
+        return None
+    end = max((after.rfind(text) for text in ends), default=-1)
+    return (len(before), end) if end >= len(before) else None
+
+
+def _stand_in(message: Message, content: str) -> Message:
+    return replace(message, content=content, tool_calls=())
+
+
+def end_marker(template: ChatTemplate, known: Collection[str]) -> str | None:
+    """What ``template`` puts after an assistant's turn: one of the token texts in ``known`` if it begins with one,
+    else the text that follows whether or not another turn comes; None if nothing does."""
+    question, answer = Message("user", "\ue000"), Message("assistant", "\ue001")
+    tails: list[str] = []
+    for messages in ((question, answer), (question, answer, question)):
+        try:
+            text = template.render(Conversation(messages))
+        except DataError:
+            return None
+        tails.append(text.partition("\ue001")[2].lstrip())
+    tokens = [token for token in known if token and tails[0].startswith(token)]
+    return max(tokens, key=len, default=None) or _common_start(*tails).strip() or None
+
+
+def _common_start(left: str, right: str) -> str:
+    length = next((place for place, (one, two) in enumerate(zip(left, right, strict=False)) if one != two), None)
+    return min(left, right, key=len) if length is None else left[:length]

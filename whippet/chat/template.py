@@ -1,0 +1,143 @@
+"""Chat templates: a conversation as the text that a model is trained on and prompted with.
+
+Comes in: a template's source (a checkpoint's own, one of ours by name, a ``.jinja`` file) and a ``Conversation``.
+Goes out: text, equal to what transformers renders. Templates are programs of strangers; ``sandbox.py`` holds them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import resources
+from typing import Any
+
+import jinja2
+from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
+
+from whippet.chat.budget import Budget
+from whippet.chat.messages import Conversation
+from whippet.chat.sandbox import Sandbox
+from whippet.errors import DataError, ModelError, UsageError
+
+MAX_SOURCE = 64 * 1024
+TEMPLATES = resources.files("whippet.chat") / "templates"
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as text. marks: the spans ``[start, end)`` in it that ``{% generation %}`` blocks put out."""
+
+    text: str
+    marks: tuple[tuple[int, int], ...]
+
+
+class ChatTemplate:
+    """A compiled template. ``name`` is how messages call it; the special tokens are what it may print."""
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        name: str,
+        bos_token: str = "",
+        eos_token: str = "",
+        special_tokens: Mapping[str, str] | None = None,
+    ) -> None:
+        self.source = source
+        self.name = name
+        self._given = {"bos_token": bos_token, "eos_token": eos_token, **(special_tokens or {})}
+        self._template = _compile(source, name)
+        self.has_marks = _has_marks(source)
+
+    def render(
+        self, conversation: Conversation, *, add_generation_prompt: bool = False, now: datetime | None = None
+    ) -> str:
+        """The text of ``conversation``. ``now`` is the time that templates with a date print, by default the present.
+
+        DataError if the template refuses the conversation, ModelError if the template itself is unusable or unsafe.
+        """
+        return self.render_marked(conversation, add_generation_prompt=add_generation_prompt, now=now).text
+
+    def render_marked(
+        self, conversation: Conversation, *, add_generation_prompt: bool = False, now: datetime | None = None
+    ) -> Rendered:
+        """``render``, with the spans that the template marks as the assistant's own."""
+        messages = [message.as_template_value() for message in conversation.messages]
+        return self.render_values(messages, list(conversation.tools), add_generation_prompt, now)
+
+    def render_values(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]],
+        add_generation_prompt: bool = False,
+        now: datetime | None = None,
+    ) -> Rendered:
+        """``render_marked`` for messages in the form that templates see."""
+        sandbox = self._template.environment
+        assert isinstance(sandbox, Sandbox)
+        sandbox.spend(Budget((messages, tools)), now)
+        parts: list[str] = []
+        try:
+            stream = self._template.generate(
+                messages=messages,
+                tools=tools or None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self._given,
+            )
+            for part in stream:
+                parts.append(part)
+                sandbox.emitted(len(part))
+            text = sandbox.budget.join(parts)
+        except SecurityError as error:
+            raise ModelError(f"chat template {self.name} was stopped: {error}") from error
+        except TemplateError as error:
+            raise DataError(f"chat template {self.name} cannot render this conversation: {error}") from error
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise DataError(f"chat template {self.name} fails on this conversation: {_line(error)}") from error
+        except (RuntimeError, MemoryError) as error:
+            raise ModelError(f"chat template {self.name} was stopped: {_line(error)}") from error
+        spans = [(start, start + len(held)) for start, held in sandbox.marks if text.startswith(held, start)]
+        return Rendered(text, tuple(spans))
+
+
+def named_template(name: str) -> str:
+    """The source of one of our templates; UsageError names the nearest if there is none called ``name``."""
+    if name not in template_names():
+        near = difflib.get_close_matches(name, template_names(), n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise UsageError(f"no chat template is called {name!r:.60}{hint} (known: {', '.join(template_names())})")
+    return (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+@functools.cache
+def template_names() -> tuple[str, ...]:
+    """The names that ``data.template`` and ``--template`` accept, beside paths of ``.jinja`` files."""
+    return tuple(sorted(entry.name.removesuffix(".jinja") for entry in TEMPLATES.iterdir() if entry.is_file()))
+
+
+@functools.lru_cache(maxsize=64)
+def _compile(source: str, name: str) -> jinja2.Template:
+    if len(source) > MAX_SOURCE:
+        raise ModelError(f"chat template {name} has {len(source)} characters, wanted at most {MAX_SOURCE}")
+    sandbox = Sandbox()
+    sandbox.spend(Budget(()), None)
+    try:
+        return sandbox.from_string(source)
+    except TemplateSyntaxError as error:
+        raise ModelError(f"chat template {name}, line {error.lineno}: {error.message}") from error
+    except TemplateError as error:
+        raise ModelError(f"chat template {name} is refused: {error}") from error
+    except (AssertionError, SyntaxError, RecursionError, MemoryError, OverflowError, ValueError, TypeError) as error:
+        raise ModelError(f"chat template {name} cannot be compiled: {_line(error)}") from error
+
+
+def _has_marks(source: str) -> bool:
+    return "endgeneration" in source
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error)[:300]}".rstrip(": ")

@@ -1,0 +1,140 @@
+"""Tools on both sides of a chat: Python functions as JSON schemas, and replies as tool calls.
+
+``schema(function)`` makes what goes into ``Conversation.tools`` out of annotations and a Google-style docstring.
+``parse_reply(text)`` takes the calls out of what a model wrote: a bare JSON object as Llama 3.1 writes them, or
+``<tool_call>`` blocks as Hermes and Qwen do. What is malformed stays text.
+"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+import json
+import re
+import types
+import typing
+from collections.abc import Callable
+from typing import Any, Literal, Union, get_args, get_origin
+
+from whippet.chat.messages import Message, ToolCall
+from whippet.errors import UsageError
+
+SCALARS: dict[Any, str] = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
+SECTION = re.compile(r"^(Args|Arguments|Parameters|Returns|Raises|Yields|Examples?|Notes?):\s*$", re.MULTILINE)
+ARGUMENT = re.compile(r"^(\w+)\s*(?:\([^)]*\))?:\s*(.*)$")
+BLOCK = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
+PYTHON_TAG = "<|python_tag|>"
+
+
+def schema(function: Callable[..., Any]) -> dict[str, Any]:
+    """The JSON schema of ``function`` in OpenAI's form. UsageError names an argument without type or description."""
+    name = getattr(function, "__name__", type(function).__name__)
+    summary, described = _docstring(inspect.getdoc(function) or "")
+    if not summary:
+        raise UsageError(f"the tool {name} has no docstring to tell the model what it does")
+    hints = typing.get_type_hints(function)
+    properties: dict[str, Any] = {}
+    required: list[str] = []
+    for argument in inspect.signature(function).parameters.values():
+        where = f"the tool {name}: argument {argument.name}"
+        if argument.name not in hints:
+            raise UsageError(f"{where} has no type")
+        if argument.name not in described:
+            raise UsageError(f"{where} has no description in the docstring's section 'Args:'")
+        properties[argument.name] = _type(hints[argument.name], where) | {"description": described[argument.name]}
+        if argument.default is argument.empty:
+            required.append(argument.name)
+    parameters: dict[str, Any] = {"type": "object", "properties": properties}
+    if required:
+        parameters["required"] = required
+    return {"type": "function", "function": {"name": name, "description": summary, "parameters": parameters}}
+
+
+def parse_reply(text: str) -> Message:
+    """The assistant's message that ``text`` stands for."""
+    stripped = text.strip()
+    blocks = BLOCK.findall(stripped)
+    if blocks:
+        calls = [_call(block) for block in blocks]
+        if all(call is not None for call in calls):
+            content = BLOCK.sub("", stripped).strip()
+            return Message("assistant", content, tuple(call for call in calls if call is not None))
+    call = _call(stripped.removeprefix(PYTHON_TAG).strip())
+    if call is not None:
+        return Message("assistant", "", (call,))
+    return Message("assistant", text)
+
+
+def _call(text: str) -> ToolCall | None:
+    """The call that a JSON object describes, with ``arguments`` (Hermes, Qwen) or ``parameters`` (Llama)."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str) or not value["name"]:
+        return None
+    arguments = value.get("arguments", value.get("parameters"))
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            return None
+    return ToolCall(value["name"], arguments) if isinstance(arguments, dict) else None
+
+
+def _type(hint: Any, where: str) -> dict[str, Any]:
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint in SCALARS:
+        return {"type": SCALARS[hint]}
+    if hint is Any:
+        return {}
+    if origin is Literal:
+        return _values(list(inner), where)
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return _values([member.value for member in hint], where)
+    if origin in (Union, types.UnionType):
+        return _union(inner, where)
+    if hint in (list, tuple) or origin is list:
+        return {"type": "array"} | ({"items": _type(inner[0], where)} if inner else {})
+    if origin is tuple:
+        return {"type": "array", "prefixItems": [_type(one, where) for one in inner]}
+    if hint is dict or origin is dict:
+        return {"type": "object"} | ({"additionalProperties": _type(inner[1], where)} if inner else {})
+    raise UsageError(f"{where} has the type {hint!r}, which has no JSON schema")
+
+
+def _union(options: tuple[Any, ...], where: str) -> dict[str, Any]:
+    made = [_type(option, where) for option in options if option is not type(None)]
+    simple = all(set(one) == {"type"} for one in made)
+    if len(made) == 1:
+        result = made[0]
+    elif simple:
+        result = {"type": sorted({one["type"] for one in made})}
+    else:
+        result = {"anyOf": made}
+    return result | ({"nullable": True} if type(None) in options else {})
+
+
+def _values(values: list[Any], where: str) -> dict[str, Any]:
+    kinds = list(dict.fromkeys(SCALARS.get(type(value), "") for value in values))
+    if "" in kinds or not values:
+        raise UsageError(f"{where} offers {values!r:.60}, wanted texts, numbers, booleans or None")
+    return {"type": kinds[0] if len(kinds) == 1 else kinds, "enum": values}
+
+
+def _docstring(text: str) -> tuple[str, dict[str, str]]:
+    """Summary, and description by argument. A description goes on over lines that are indented deeper."""
+    parts = SECTION.split(text)
+    sections = dict(zip(parts[1::2], parts[2::2], strict=True))
+    body = next((sections[name] for name in ("Args", "Arguments", "Parameters") if name in sections), "")
+    lines = inspect.cleandoc("\n" + body).splitlines()
+    described: dict[str, str] = {}
+    name = ""
+    for line in lines:
+        match = None if line.startswith((" ", "\t")) else ARGUMENT.match(line)
+        if match is not None:
+            name = match[1]
+            described[name] = match[2].strip()
+        elif name and line.strip():
+            described[name] = f"{described[name]} {line.strip()}".strip()
+    return parts[0].strip(), described

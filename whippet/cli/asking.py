@@ -1,0 +1,65 @@
+"""What ``chat`` and ``generate`` share: which model, how it is held, how replies are drawn."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any, get_args
+
+from whippet.options import Base, Compute
+
+if TYPE_CHECKING:
+    from whippet.infer.model import Model
+    from whippet.infer.stream import Stream
+
+
+def configure(parser: argparse.ArgumentParser, *, temperature: str, most: str) -> None:
+    """Add the arguments; the texts say what the verb does where they are not given."""
+    parser.add_argument("model", metavar="MODEL", help="a checkpoint folder, a hub id, a run or an adapter folder")
+    held = parser.add_argument_group("the model")
+    held.add_argument("--adapter", metavar="DIR", help="an adapter in PEFT's layout to lay over MODEL")
+    held.add_argument("--template", metavar="NAME|FILE", help="a chat template by name, or a .jinja file")
+    held.add_argument("--base", choices=get_args(Base), default="auto", help="how weights are held (default: auto)")
+    held.add_argument("--compute", choices=get_args(Compute), default="auto", help="dtype of activations")
+    held.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    held.add_argument("--revision", default="main", help="branch, tag or commit of a hub id (default: main)")
+    drawn = parser.add_argument_group("the reply")
+    drawn.add_argument("--max-new-tokens", type=int, metavar="N", help=f"most tokens of a reply (default: {most})")
+    drawn.add_argument("--temperature", type=float, metavar="T", help=f"0 is greedy (default: {temperature})")
+    drawn.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens that reach P together")
+    drawn.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens; 0: from all")
+    drawn.add_argument("--min-p", type=float, metavar="P", help="draw from tokens P times as likely as the likeliest")
+    drawn.add_argument("--seed", type=int, metavar="N", help="the same seed draws the same reply")
+    drawn.add_argument("--stop", action="append", metavar="TEXT", help="a text that ends the reply; may be repeated")
+
+
+def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of ``Sampling`` that were given."""
+    names = ("max_new_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop")
+    given = {name: getattr(args, name) for name in names}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def open_model(args: argparse.Namespace, path: str | None = None, *, adapter: str | None = None) -> Model:
+    """Load MODEL, or ``path`` held in the same way."""
+    from whippet.infer.model import load
+
+    return load(
+        args.model if path is None else path,
+        args.base,
+        device=args.device,
+        compute=args.compute,
+        adapter=adapter,
+        template=args.template,
+        revision=args.revision if path is None else "main",
+    )
+
+
+def facts(stream: Stream) -> dict[str, Any]:
+    """What is told of a finished reply besides its text."""
+    return {
+        "finish": stream.finish,
+        "prompt_tokens": len(stream.prompt_ids),
+        "new_tokens": len(stream.ids),
+        "seconds": round(stream.seconds, 3),
+        "tokens_per_second": round(stream.tokens_per_second, 1),
+    }

@@ -1,0 +1,63 @@
+"""What is chosen where a person chose nothing: how weights are held for answering, and how a chat draws.
+
+Comes in: a checkpoint's folder. Goes out: a base for ``load_decoder``, and a ``Sampling``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from whippet.errors import ModelError, UsageError
+from whippet.infer.dense import free_bytes
+from whippet.infer.sampling import Sampling
+from whippet.model.size import parameters
+from whippet.options import Base
+from whippet.weights.files import read_json
+from whippet.weights.load import read_config
+
+CHAT = Sampling(max_new_tokens=2048, temperature=0.7, top_p=0.9)
+
+
+def answering_base(folder: Path, device: torch.device) -> Base:
+    """What ``base="auto"`` means for answering: 4 bit if the checkpoint is; else bf16 on a GPU; on the CPU, where
+    fp32 products are the quicker ones, fp32 if it fits in half of the free memory, or bf16."""
+    config, quantised = read_config(folder)
+    if quantised:
+        return "nf4"
+    if device.type == "cuda" or 4 * parameters(config) > free_bytes() // 2:
+        return "bf16"
+    return "fp32"
+
+
+def chat_sampling(folder: Path) -> Sampling:
+    """How the checkpoint's ``generation_config.json`` wants a chat drawn; 0.7 and top_p 0.9 if it does not say."""
+    path = folder / "generation_config.json"
+    wanted = read_json(path) if path.is_file() else {}
+    if wanted.get("do_sample") is False:
+        return Sampling(max_new_tokens=CHAT.max_new_tokens)
+    if not wanted.get("do_sample") and "temperature" not in wanted:
+        return CHAT
+    try:
+        return Sampling(
+            max_new_tokens=CHAT.max_new_tokens,
+            temperature=_number(wanted, "temperature", 1.0),
+            top_p=_number(wanted, "top_p", 1.0),
+            top_k=int(_number(wanted, "top_k", 0)),
+            min_p=_number(wanted, "min_p", 0.0),
+        )
+    except UsageError as error:
+        raise ModelError(f"{path}: {error}") from error
+
+
+def _number(wanted: Mapping[str, Any], key: str, default: float) -> float:
+    value = wanted.get(key)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UsageError(f"{key} is {value!r:.60}, wanted a number")
+    return value

@@ -1,0 +1,149 @@
+"""How the next token is chosen from the logits.
+
+Comes in: logits and one ``Sampling`` a row. Goes out: one token id a row. Each row draws from its own generator, so
+what a row says depends on its own seed and never on the rows beside it.
+
+Shapes: B rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from whippet.errors import UsageError, WhippetError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a reply is drawn and when it ends. Filters apply in the order temperature, top_k, top_p, min_p."""
+
+    max_new_tokens: int = 512
+    """Most tokens that are generated; the model's context may end a reply earlier."""
+    temperature: float = 0.0
+    """Logits are divided by it; 0 always takes the likeliest token."""
+    top_p: float = 1.0
+    """Draw from the fewest likeliest tokens that together reach this probability (Holtzman et al. 2020)."""
+    top_k: int = 0
+    """Draw from this many likeliest tokens; 0 from all."""
+    min_p: float = 0.0
+    """Draw from tokens at least this likely relative to the likeliest one (Nguyen et al. 2024)."""
+    seed: int | None = None
+    """The same seed draws the same reply; None draws anew each time."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a reply; they are not part of it."""
+
+    def __post_init__(self) -> None:
+        _wanted(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "1 or more")
+        _wanted(math.isfinite(self.temperature) and self.temperature >= 0, "temperature", self.temperature, "0 or more")
+        _wanted(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
+        _wanted(self.top_k >= 0, "top_k", self.top_k, "0 (all tokens) or more")
+        _wanted(0 <= self.min_p <= 1, "min_p", self.min_p, "from 0 to 1")
+        _wanted(self.seed is None or 0 <= self.seed < 2**63, "seed", self.seed, "from 0 to 2**63 - 1")
+        _wanted(not isinstance(self.stop, str) and all(self.stop), "stop", self.stop, "a list of texts, none empty")
+
+    @property
+    def filters(self) -> bool:
+        """Whether any token can be shut out, so that the tokens have to be sorted."""
+        return self.temperature > 0 and (self.top_p < 1 or self.top_k > 0 or self.min_p > 0)
+
+
+class Sampler:
+    """Draws for a fixed set of rows; holds each row's settings and generator."""
+
+    def __init__(self, samplings: Sequence[Sampling], device: torch.device) -> None:
+        def column(values: list[float]) -> Tensor:
+            return torch.tensor(values, dtype=torch.float32, device=device)
+
+        self._samplings = list(samplings)
+        self._temperature_B = column([s.temperature for s in samplings])
+        self._top_p_B = column([s.top_p for s in samplings])
+        self._top_k_B = torch.tensor([s.top_k for s in samplings], device=device)
+        self._min_p_B = column([s.min_p for s in samplings])
+        self._generators = [_generator(s) if s.temperature > 0 else None for s in samplings]
+
+    def __call__(self, logits_BV: Tensor, rows: Sequence[int]) -> list[int]:
+        """One id for each of ``rows``, whose logits are given in that order. WhippetError if they are not finite."""
+        greedy_B = logits_BV.argmax(-1)
+        # One transfer tells both: a maximum is NaN or infinite exactly if the row cannot be drawn from.
+        finite = torch.isfinite(logits_BV.max(-1).values).all()
+        generators = [self._generators[row] for row in rows]
+        if not any(generators):
+            ids_B = greedy_B
+        else:
+            index_B = torch.tensor(rows, device=logits_BV.device)
+            uniform = [
+                0.0 if g is None else torch.rand((), generator=g, dtype=torch.float64).item() for g in generators
+            ]
+            ids_B = choose(
+                logits_BV.float(),
+                torch.tensor(uniform, dtype=torch.float64, device=logits_BV.device),
+                self._temperature_B[index_B],
+                self._top_k_B[index_B],
+                self._top_p_B[index_B],
+                self._min_p_B[index_B],
+                sort=any(self._samplings[row].filters for row in rows),
+            )
+            ids_B = torch.where(self._temperature_B[index_B] > 0, ids_B, greedy_B)
+        *ids, ok = torch.cat([ids_B, finite.long()[None]]).tolist()
+        if not ok:
+            raise WhippetError("the model's logits are not finite: its weights are damaged, or fp16 overflowed")
+        return [int(token_id) for token_id in ids]
+
+
+def choose(
+    logits_BV: Tensor,
+    uniform_B: Tensor,
+    temperature_B: Tensor,
+    top_k_B: Tensor,
+    top_p_B: Tensor,
+    min_p_B: Tensor,
+    *,
+    sort: bool = True,
+) -> Tensor:
+    """Ids [B] int64 where the cumulative distribution of the filtered tokens passes ``uniform_B`` (float64, [0, 1)).
+
+    logits_BV: fp32. A temperature of 0 is read as 1 (the caller takes the argmax for such rows). ``sort=False``
+    skips the filters, which then must be off in every row.
+    """
+    scaled_BV = logits_BV / torch.where(temperature_B > 0, temperature_B, 1.0)[:, None]
+    if not sort:
+        return _draw(scaled_BV.softmax(-1), uniform_B)
+    scaled_BV, order_BV = scaled_BV.sort(dim=-1, descending=True, stable=True)
+    rank_1V = torch.arange(scaled_BV.shape[-1], device=scaled_BV.device)[None]
+    outside_BV = (top_k_B[:, None] > 0) & (rank_1V >= top_k_B[:, None])
+    probs_BV = scaled_BV.masked_fill(outside_BV, -math.inf).softmax(-1)
+    # A token stays while those before it have not reached top_p; the first always stays, also by rounding.
+    before_BV = probs_BV.cumsum(-1) - probs_BV
+    keep_BV = (top_p_B[:, None] >= 1) | (before_BV < top_p_B[:, None])
+    keep_BV &= probs_BV >= min_p_B[:, None] * probs_BV[:, :1]
+    keep_BV[:, 0] = True
+    place_B = _draw(probs_BV * keep_BV, uniform_B)
+    return order_BV.gather(-1, place_B[:, None])[:, 0]
+
+
+def _draw(weights_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    """The first place at which the running sum of the weights exceeds its share ``uniform_B`` of the total."""
+    sums_BV = weights_BV.double().cumsum(-1)
+    place_B = torch.searchsorted(sums_BV, (uniform_B * sums_BV[:, -1])[:, None], right=True)[:, 0]
+    # uniform * total may round up to the total; the last token that has any weight is then meant.
+    last_B = (weights_BV > 0).long().mul(torch.arange(weights_BV.shape[-1], device=weights_BV.device)).amax(-1)
+    return torch.minimum(place_B, last_B)
+
+
+def _generator(sampling: Sampling) -> torch.Generator:
+    generator = torch.Generator()
+    if sampling.seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(sampling.seed)
+    return generator
+
+
+def _wanted(ok: bool, name: str, value: object, rule: str) -> None:
+    if not ok:
+        raise UsageError(f"{name} = {value!r}: must be {rule}")

@@ -1,0 +1,194 @@
+"""Four-bit NormalFloat: quantise and dequantise weights, bit for bit as bitsandbytes does.
+
+A tensor is read in row-major order in blocks of 64. A block is divided by its largest absolute value (absmax), and each
+quotient becomes the index of the nearest of 16 levels, the quantiles of a normal distribution (Dettmers et al. 2023,
+https://arxiv.org/abs/2305.14314); two indices share a byte, the first in its high half:
+
+    w ≈ NF4_CODE[index] · absmax[block]
+
+With double quantisation absmax is itself held in 8 bit: less its mean (the offset), in blocks of 256, against 256
+dynamic levels: absmax ≈ nested_code[absmax8] · nested_absmax[block of 256] + offset. That is 4.127 bit a weight.
+
+In: fp32, bf16 or fp16 weights, on any device. Out: NF4Tensor, and back to any of the three dtypes.
+
+Where bitsandbytes rounds differently on its two backends, this file does what the backend of the tensor's device does
+(``nf4_rounding.py``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from whippet.errors import ModelError
+from whippet.kernels import triton_jit
+from whippet.kernels.nf4_rounding import BLOCK, NESTED_BLOCK, NF4_CODE, dynamic_code, nearest_8bit, nearest_nf4
+from whippet.kernels.nf4_tensor import NF4Tensor, join_rows, plain_absmax, slice_rows
+from whippet.kernels.triton_jit import tl
+
+__all__ = [
+    "BLOCK",
+    "NESTED_BLOCK",
+    "NF4_CODE",
+    "NF4Tensor",
+    "dequantize_nf4",
+    "join_rows",
+    "plain_absmax",
+    "quantize_nf4",
+    "slice_rows",
+]
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+CHUNK = 1 << 22
+"""Weights that are quantised at once: about 20 bytes of scratch each, and whole blocks of both sizes."""
+CPU_CHUNK = 1 << 16
+"""Bytes that the CPU dequantises at once: the fp32 scratch stays in a core's cache."""
+PROGRAM_BYTES = 1024
+"""Bytes of codes that one program of the GPU dequantises."""
+
+
+def quantize_nf4(weight: Tensor, *, double: bool = True, name: str = "weight") -> NF4Tensor:
+    """Quantise a contiguous or strided tensor of any shape; ``double`` also quantises absmax.
+
+    Scratch is bounded (about 100 MB) whatever the size. Raises ModelError (a ValueError), naming ``name``, for a dtype
+    other than fp32, bf16, fp16 and for NaN or infinity.
+    """
+    if weight.dtype not in DTYPES:
+        raise ModelError(f"{name}: NF4 takes fp32, bf16 or fp16 weights, met {weight.dtype}")
+    flat = weight.detach().reshape(-1)
+    pieces = [_quantize_blocks(piece) for piece in flat.split(CHUNK)]
+    codes = torch.cat([codes for codes, _ in pieces]) if pieces else flat.new_empty(0, dtype=torch.uint8)
+    absmax = torch.cat([absmax for _, absmax in pieces]) if pieces else flat.new_empty(0, dtype=torch.float32)
+    if not bool(absmax.isfinite().all()):
+        block = int(absmax.isfinite().logical_not().nonzero()[0])
+        raise ModelError(
+            f"{name}: NF4 needs finite weights, met NaN or infinity among weights {block * BLOCK} to "
+            f"{min((block + 1) * BLOCK, flat.numel()) - 1} of {flat.numel()}"
+        )
+    plain = NF4Tensor(codes, absmax, tuple(weight.shape), weight.dtype)
+    return _quantize_absmax(plain) if double else plain
+
+
+def dequantize_nf4(weight: NF4Tensor, dtype: torch.dtype | None = None, out: Tensor | None = None) -> Tensor:
+    """The weights in ``dtype`` (by default the one they had), written into ``out`` if that is given.
+
+    The product with absmax is formed in fp32 and rounded once. ``out``: contiguous, of ``dtype``, as many numbers.
+    """
+    dtype = dtype or weight.dtype
+    if out is None:
+        out = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+    assert out.is_contiguous() and out.dtype == dtype and out.numel() == weight.numel, (out.shape, out.dtype)
+    if triton_jit.usable(weight.codes):
+        dequantize_triton(weight, out.view(-1))
+    else:
+        dequantize_torch(weight, out.view(-1))
+    return out.view(weight.shape)
+
+
+def _quantize_blocks(flat: Tensor) -> tuple[Tensor, Tensor]:
+    """Packed codes and fp32 absmax of a run of whole blocks (the last of a tensor may be shorter)."""
+    indices, absmax = nearest_nf4(flat.float())
+    if len(indices) % 2:
+        indices = torch.cat([indices, indices.new_full((1,), NF4_CODE.index(0.0))])
+    return (indices[::2] << 4) | indices[1::2], absmax
+
+
+def _quantize_absmax(plain: NF4Tensor) -> NF4Tensor:
+    offset = plain.absmax.mean()
+    absmax8, nested_absmax = nearest_8bit(plain.absmax - offset)
+    code = dynamic_code(plain.device)
+    return replace(plain, absmax=absmax8, nested_absmax=nested_absmax, nested_code=code, offset=offset)
+
+
+def dequantize_torch(weight: NF4Tensor, flat: Tensor) -> None:
+    """The definition, a chunk at a time: look a byte's two levels up, multiply, round into ``flat``."""
+    codes, absmax, block_size = weight.codes, plain_absmax(weight), weight.block_size
+    step = CPU_CHUNK if codes.device.type == "cpu" else CHUNK
+    pairs = _pairs(codes.device)
+    for start, stop in pairwise([*range(0, len(codes), step), len(codes)]):
+        levels = pairs[codes[start:stop].int()].view(torch.float32)
+        target = flat[2 * start : 2 * stop]
+        scales = absmax[2 * start // block_size : -(-2 * stop // block_size)]
+        whole = len(target) // block_size * block_size
+        torch.mul(
+            levels[:whole].view(-1, block_size),
+            scales[: whole // block_size].view(-1, 1),
+            out=target[:whole].view(-1, block_size),
+        )
+        torch.mul(levels[whole : len(target)], scales[whole // block_size :], out=target[whole:])
+
+
+@cache
+def _pairs(device: torch.device) -> Tensor:
+    """The two fp32 levels of each byte as one 64-bit word [256], so that a look-up moves eight bytes."""
+    code = torch.tensor(NF4_CODE, dtype=torch.float32)
+    byte = torch.arange(256)
+    return torch.stack([code[byte >> 4], code[byte & 15]], dim=1).view(torch.int64).view(-1).to(device)
+
+
+@triton_jit.jit
+def _dequantize_kernel(
+    codes_ptr,
+    levels_ptr,
+    absmax_ptr,
+    nested_absmax_ptr,
+    nested_code_ptr,
+    offset_ptr,
+    out_ptr,
+    num_weights,
+    num_blocks,
+    offset_stride,
+    NESTED: tl.constexpr,
+    NESTED_SIZE: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):
+    blocks = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
+    exists = blocks < num_blocks
+    absmax = tl.load(absmax_ptr + blocks, mask=exists, other=0)
+    if NESTED:
+        group = blocks // NESTED_SIZE
+        scale = tl.load(nested_absmax_ptr + group, mask=exists, other=0.0)
+        offset = tl.load(offset_ptr + group * offset_stride, mask=exists, other=0.0)
+        absmax = tl.load(nested_code_ptr + absmax.to(tl.int32), mask=exists, other=0.0) * scale + offset
+    places = blocks[:, None] * HALF + tl.arange(0, HALF)[None, :]
+    byte = tl.load(codes_ptr + places, mask=2 * places < num_weights, other=0).to(tl.int32)
+    first = tl.load(levels_ptr + (byte >> 4)) * absmax[:, None]
+    second = tl.load(levels_ptr + (byte & 15)) * absmax[:, None]
+    weights = tl.interleave(first, second).to(out_ptr.dtype.element_ty)
+    targets = blocks[:, None] * (2 * HALF) + tl.arange(0, 2 * HALF)[None, :]
+    tl.store(out_ptr + targets, weights, mask=targets < num_weights)
+
+
+def dequantize_triton(weight: NF4Tensor, flat: Tensor) -> None:
+    """As ``dequantize_torch``, in one pass; products and sums are not fused, so that each is rounded as there."""
+    nested = weight.nested_absmax is not None
+    num_blocks, half = len(weight.absmax), weight.block_size // 2
+    blocks = max(PROGRAM_BYTES // half, 1)
+    if num_blocks:
+        _dequantize_kernel[(-(-num_blocks // blocks),)](
+            weight.codes,
+            _levels(weight.device),
+            weight.absmax,
+            weight.nested_absmax if nested else weight.absmax,
+            weight.nested_code if nested else weight.absmax,
+            weight.offset if nested else weight.absmax,
+            flat,
+            weight.numel,
+            num_blocks,
+            int(weight.offset is not None and weight.offset.ndim),
+            NESTED=nested,
+            NESTED_SIZE=NESTED_BLOCK,
+            HALF=half,
+            BLOCKS=blocks,
+            enable_fp_fusion=False,
+        )
+
+
+@cache
+def _levels(device: torch.device) -> Tensor:
+    return torch.tensor(NF4_CODE, dtype=torch.float32, device=device)

@@ -1,0 +1,231 @@
+"""Root-mean-square normalisation, alone and together with the residual sum before it.
+
+    y = w · x / sqrt(mean(x²) + eps)        (Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467)
+
+The mean and the division run in fp32; the quotient is rounded to x's dtype before it is multiplied by w, as in the
+published Llama code, so that logits agree with it in every dtype.
+
+In: x [T, H] in any float dtype, w [H]. Out: y [T, H] in x's dtype. Kept for the backward pass: x and one fp32 number
+a row.
+
+Shapes: T tokens, H hidden size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from whippet.kernels import triton_jit
+from whippet.kernels.triton_jit import tl
+
+
+def rms_norm(x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
+    """Normalise each row of ``x_TH`` to a root mean square of one and scale it by ``weight_H``.
+
+    Returns [T, H] in x's dtype. ``weight_H`` is cast to x's dtype; its gradient, if asked for, is summed in fp32.
+    """
+    return _RMSNorm.apply(x_TH, weight_H, eps)
+
+
+def add_rms_norm(x_TH: Tensor, residual_TH: Tensor, weight_H: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return ``(rms_norm(s), s)`` with ``s = x_TH + residual_TH``, both [T, H] in x's dtype."""
+    return _AddRMSNorm.apply(x_TH, residual_TH, weight_H, eps)
+
+
+def forward_torch(x_TH: Tensor, weight_H: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The definition. Returns y [T, H] and 1 / sqrt(mean(x²) + eps), fp32 [T, 1]."""
+    x32_TH = x_TH.float()
+    rstd_T1 = torch.rsqrt(x32_TH.pow(2).mean(-1, keepdim=True) + eps)
+    return weight_H.to(x_TH.dtype) * (x32_TH * rstd_T1).to(x_TH.dtype), rstd_T1
+
+
+def backward_torch(grad_TH: Tensor, x_TH: Tensor, weight_H: Tensor, rstd_T1: Tensor) -> Tensor:
+    """dx in x's dtype: with n = x · rstd and h = g · w, dx = rstd · (h - n · mean(h · n))."""
+    normed_TH = x_TH.float() * rstd_T1
+    scaled_TH = grad_TH.float() * weight_H.to(x_TH.dtype).float()
+    dx_TH = rstd_T1 * (scaled_TH - normed_TH * (scaled_TH * normed_TH).mean(-1, keepdim=True))
+    return dx_TH.to(x_TH.dtype)
+
+
+def weight_gradient(grad_TH: Tensor, x_TH: Tensor, weight_H: Tensor, rstd_T1: Tensor) -> Tensor:
+    """dw in w's dtype: the sum over rows of g · n, in fp32."""
+    normed_TH = (x_TH.float() * rstd_T1).to(x_TH.dtype)
+    return (grad_TH.float() * normed_TH).sum(0).to(weight_H.dtype)
+
+
+@triton_jit.jit
+def _forward_kernel(
+    x_ptr,
+    residual_ptr,
+    weight_ptr,
+    sum_ptr,
+    y_ptr,
+    rstd_ptr,
+    x_stride,
+    residual_stride,
+    width,
+    eps,
+    ADD: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    x = tl.load(x_ptr + row * x_stride + columns, mask=inside, other=0.0)
+    if ADD:
+        residual = tl.load(residual_ptr + row * residual_stride + columns, mask=inside, other=0.0)
+        x = (x.to(tl.float32) + residual.to(tl.float32)).to(sum_ptr.dtype.element_ty)
+        tl.store(sum_ptr + row * width + columns, x, mask=inside)
+    x32 = x.to(tl.float32)
+    rstd = 1.0 / tl.sqrt(tl.sum(x32 * x32, axis=0) / width + eps)
+    tl.store(rstd_ptr + row, rstd)
+    # The quotient is rounded before the product, as in the reference.
+    normed = (x32 * rstd).to(y_ptr.dtype.element_ty).to(tl.float32)
+    weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(y_ptr.dtype.element_ty).to(tl.float32)
+    tl.store(y_ptr + row * width + columns, (normed * weight).to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton_jit.jit
+def _backward_kernel(
+    grad_ptr,
+    x_ptr,
+    weight_ptr,
+    rstd_ptr,
+    grad_sum_ptr,
+    dx_ptr,
+    grad_stride,
+    x_stride,
+    grad_sum_stride,
+    width,
+    ADD: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    x32 = tl.load(x_ptr + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
+    grad = tl.load(grad_ptr + row * grad_stride + columns, mask=inside, other=0.0).to(tl.float32)
+    weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(dx_ptr.dtype.element_ty).to(tl.float32)
+    rstd = tl.load(rstd_ptr + row)
+    normed = x32 * rstd
+    scaled = grad * weight
+    dx = rstd * (scaled - normed * (tl.sum(scaled * normed, axis=0) / width))
+    if ADD:
+        dx += tl.load(grad_sum_ptr + row * grad_sum_stride + columns, mask=inside, other=0.0).to(tl.float32)
+    tl.store(dx_ptr + row * width + columns, dx.to(dx_ptr.dtype.element_ty), mask=inside)
+
+
+def forward_triton(
+    x_TH: Tensor, residual_TH: Tensor | None, weight_H: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, the sum that was normalised (x itself without a residual) and rstd fp32 [T, 1], in one pass."""
+    num_rows, width = x_TH.shape
+    x_TH = _dense_rows(x_TH)
+    add = residual_TH is not None
+    other_TH = x_TH if residual_TH is None else _dense_rows(residual_TH)
+    y_TH = torch.empty_like(x_TH, memory_format=torch.contiguous_format)
+    sum_TH = torch.empty_like(y_TH) if add else x_TH
+    rstd_T1 = torch.empty(num_rows, 1, dtype=torch.float32, device=x_TH.device)
+    block = triton_jit.power_of_two(width)
+    if num_rows:
+        _forward_kernel[(num_rows,)](
+            x_TH,
+            other_TH,
+            weight_H.contiguous(),
+            sum_TH,
+            y_TH,
+            rstd_T1,
+            x_TH.stride(0),
+            other_TH.stride(0),
+            width,
+            eps,
+            ADD=add,
+            BLOCK=block,
+            num_warps=_warps(block),
+        )
+    return y_TH, sum_TH, rstd_T1
+
+
+def backward_triton(
+    grad_TH: Tensor, x_TH: Tensor, weight_H: Tensor, rstd_T1: Tensor, grad_sum_TH: Tensor | None
+) -> Tensor:
+    """dx [T, H] plus ``grad_sum_TH`` if that is given."""
+    num_rows, width = x_TH.shape
+    grad_TH, x_TH = _dense_rows(grad_TH), _dense_rows(x_TH)
+    other_TH = grad_TH if grad_sum_TH is None else _dense_rows(grad_sum_TH)
+    dx_TH = torch.empty_like(x_TH, memory_format=torch.contiguous_format)
+    block = triton_jit.power_of_two(width)
+    if num_rows:
+        _backward_kernel[(num_rows,)](
+            grad_TH,
+            x_TH,
+            weight_H.contiguous(),
+            rstd_T1,
+            other_TH,
+            dx_TH,
+            grad_TH.stride(0),
+            x_TH.stride(0),
+            other_TH.stride(0),
+            width,
+            ADD=grad_sum_TH is not None,
+            BLOCK=block,
+            num_warps=_warps(block),
+        )
+    return dx_TH
+
+
+def _dense_rows(x_TH: Tensor) -> Tensor:
+    return x_TH if x_TH.stride(-1) == 1 else x_TH.contiguous()
+
+
+def _warps(block: int) -> int:
+    return min(max(block // 512, 1), 16)
+
+
+def _forward(x_TH: Tensor, residual_TH: Tensor | None, weight_H: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    if triton_jit.usable(x_TH):
+        return forward_triton(x_TH, residual_TH, weight_H, eps)
+    sum_TH = x_TH if residual_TH is None else x_TH + residual_TH
+    y_TH, rstd_T1 = forward_torch(sum_TH, weight_H, eps)
+    return y_TH, sum_TH, rstd_T1
+
+
+def _backward(grad_TH: Tensor, saved: tuple[Tensor, ...], grad_sum_TH: Tensor | None) -> Tensor:
+    x_TH, weight_H, rstd_T1 = saved
+    if triton_jit.usable(x_TH):
+        return backward_triton(grad_TH, x_TH, weight_H, rstd_T1, grad_sum_TH)
+    dx_TH = backward_torch(grad_TH, x_TH, weight_H, rstd_T1)
+    return dx_TH if grad_sum_TH is None else dx_TH + grad_sum_TH
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
+        y_TH, _, rstd_T1 = _forward(x_TH, None, weight_H, eps)
+        ctx.save_for_backward(x_TH, weight_H, rstd_T1)
+        return y_TH
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_TH: Tensor) -> tuple[Tensor | None, ...]:
+        dw_H = weight_gradient(grad_TH, *ctx.saved_tensors) if ctx.needs_input_grad[1] else None
+        return _backward(grad_TH, ctx.saved_tensors, None), dw_H, None
+
+
+class _AddRMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TH: Tensor, residual_TH: Tensor, weight_H: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        y_TH, sum_TH, rstd_T1 = _forward(x_TH, residual_TH, weight_H, eps)
+        ctx.save_for_backward(sum_TH, weight_H, rstd_T1)
+        return y_TH, sum_TH
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_TH: Tensor, grad_sum_TH: Tensor) -> tuple[Tensor | None, ...]:
+        dw_H = weight_gradient(grad_TH, *ctx.saved_tensors) if ctx.needs_input_grad[2] else None
+        dx_TH = _backward(grad_TH, ctx.saved_tensors, grad_sum_TH)
+        return dx_TH, dx_TH, dw_H, None

@@ -1,0 +1,101 @@
+"""One matrix of the decoder: one or several of the checkpoint's projections fused by rows, with optional adapters.
+
+In: activations ``[T, K]`` in the compute dtype. Out: ``[T, N]`` in the same dtype.
+The weight is dense (a parameter; an fp32 master where it is trained) or NF4 (frozen). Casting to the compute dtype
+happens here, where the weight is used. T: tokens. K: inputs. N: outputs of all parts. n: outputs of one. r: rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from whippet.kernels.frozen_linear import LoraPart, frozen_linear
+from whippet.kernels.nf4 import NF4Tensor, dequantize_nf4
+
+
+class Adapter(nn.Module):
+    """LoRA factors of one part (Hu et al. 2021, https://arxiv.org/abs/2106.09685): adds ``scale * x @ A.T @ B.T``."""
+
+    def __init__(self, a_rK: Tensor, b_nr: Tensor, *, scale: float, dropout: float) -> None:
+        super().__init__()
+        self.a = nn.Parameter(a_rK)
+        self.b = nn.Parameter(b_nr)
+        self.scale = scale
+        self.dropout = dropout
+
+
+class Projection(nn.Module):
+    """``x @ W.T + bias``, plus the adapters of its parts.
+
+    ``parts`` maps each part's name in the checkpoint (``q_proj``) to its rows of the fused matrix.
+    """
+
+    def __init__(
+        self, rows: Mapping[str, int], in_size: int, *, bias: bool, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.parts: dict[str, slice] = {}
+        start = 0
+        for name, count in rows.items():
+            self.parts[name] = slice(start, start + count)
+            start += count
+        self.in_size, self.out_size = in_size, start
+        self.weight: nn.Parameter | None = nn.Parameter(torch.empty(start, in_size, device=device, dtype=dtype))
+        self.nf4: NF4Tensor | None = None
+        self.bias: nn.Parameter | None = nn.Parameter(torch.empty(start, device=device, dtype=dtype)) if bias else None
+        self.adapters = nn.ModuleDict()
+        self.adapters_enabled = True
+
+    @property
+    def device(self) -> torch.device:
+        return self.nf4.codes.device if self.nf4 is not None else self.dense.device
+
+    @property
+    def dense(self) -> nn.Parameter:
+        """The weight of a projection that is not quantised."""
+        assert self.weight is not None
+        return self.weight
+
+    def set_nf4(self, weight: NF4Tensor) -> None:
+        """Hold ``weight`` in place of a dense one."""
+        assert tuple(weight.shape) == (self.out_size, self.in_size), weight.shape
+        self.weight, self.nf4 = None, weight
+
+    def weight_fp32(self) -> Tensor:
+        """The base weight, dequantised if need be, fp32 ``[N, K]``; detached."""
+        if self.nf4 is not None:
+            return dequantize_nf4(self.nf4, torch.float32)
+        return self.dense.detach().float()
+
+    def adapter_items(self) -> list[tuple[str, Adapter]]:
+        """Each adapted part with its factors, in the order of the rows."""
+        found = ((name, self.adapters[name]) for name in self.parts if name in self.adapters)
+        return [(name, adapter) for name, adapter in found if isinstance(adapter, Adapter)]
+
+    def forward(self, x_TK: Tensor) -> Tensor:
+        if self.nf4 is not None:
+            return frozen_linear(x_TK, self.nf4, self.bias, self._lora_parts(x_TK))
+        if self.dense.requires_grad:
+            bias_N = None if self.bias is None else self.bias.to(x_TK.dtype)
+            return F.linear(x_TK, self.dense.to(x_TK.dtype), bias_N)
+        return frozen_linear(x_TK, self.dense, self.bias, self._lora_parts(x_TK))
+
+    def _lora_parts(self, x_TK: Tensor) -> list[LoraPart]:
+        if not self.adapters_enabled:
+            return []
+        parts = []
+        for name, adapter in self.adapter_items():
+            dropped = F.dropout(x_TK, adapter.dropout) if adapter.dropout > 0 and self.training else None
+            parts.append(LoraPart(adapter.a, adapter.b, self.parts[name], adapter.scale, dropped))
+        return parts
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        if self.nf4 is not None:
+            self.nf4 = self.nf4.to(fn(self.nf4.codes).device)
+        return self

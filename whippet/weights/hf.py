@@ -1,0 +1,171 @@
+"""Checkpoints in Hugging Face's layout: read tensor by tensor, and written shard by shard.
+
+Reading: ``model.safetensors``, or shards with ``model.safetensors.index.json``. Every header is checked before the
+first tensor is read (``header.py``), every name in the index goes through the one resolver of paths, and pickles are
+refused.
+Writing: shards of bounded size, each written aside and renamed, the index last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from whippet.errors import ModelError, UsageError
+from whippet.paths import inside
+from whippet.weights.files import read_json, write_json, written_aside
+from whippet.weights.header import ADVICE, PICKLE_SUFFIXES, TensorInfo, read_header, refuse_pickle
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+MAX_SHARD_BYTES = 4 * 10**9
+
+
+class CheckpointReader:
+    """The tensors of a folder. One file is open at a time; used as a context manager it is closed at the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.tensors: dict[str, TensorInfo] = {}
+        self.files: dict[str, Path] = {}
+        self._open: tuple[Path, str, Any] | None = None
+        for path, listed in _shards(folder).items():
+            self._take(path, listed)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(info.nbytes for info in self.tensors.values())
+
+    def tensor(self, name: str, device: torch.device | str = "cpu") -> Tensor:
+        """One tensor, in the file's dtype. On the CPU it may be a view of the mapped file: copy what is to be kept."""
+        path = self.files[name]
+        try:
+            return self._handle(path, str(device)).get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{path}: tensor {name!r} cannot be read: {error}") from error
+
+    def close(self) -> None:
+        """Let go of the open file. Tensors that were read stay valid."""
+        self._open = None
+
+    def _handle(self, path: Path, device: str) -> Any:
+        if self._open is None or self._open[:2] != (path, device):
+            self._open = None
+            self._open = (path, device, safe_open(path, framework="pt", device=device))
+        return self._open[2]
+
+    def _take(self, path: Path, listed: set[str] | None) -> None:
+        header = read_header(path)
+        if listed is not None and (stray := sorted(listed ^ set(header))):
+            held = "has no tensor" if stray[0] in listed else "holds a tensor that the index does not give it:"
+            raise ModelError(f"{path}: {held} {stray[0]!r} ({len(stray)} such); the index and the shards disagree")
+        for name, info in header.items():
+            self.tensors[name] = info
+            self.files[name] = path
+
+
+def write_checkpoint(
+    folder: Path, tensors: Iterable[tuple[str, Tensor]], *, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> list[Path]:
+    """Write ``tensors`` into ``folder`` as they come; returns the weight files.
+
+    Holds one shard in memory. Each file is complete or absent; the index appears last. Raises UsageError if a tensor
+    comes twice.
+    """
+    shards: list[tuple[Path, list[str]]] = []
+    total = 0
+    for shard in _gathered(tensors, max_shard_bytes):
+        path = folder / f"model-{len(shards) + 1:05d}.safetensors.partial"
+        save_tensors(path, shard)
+        shards.append((path, list(shard)))
+        total += sum(tensor.nbytes for tensor in shard.values())
+    count = len(shards)
+    finals = [SINGLE] if count == 1 else [f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
+    weight_map: dict[str, str] = {}
+    for (path, names), final in zip(shards, finals, strict=True):
+        path.replace(folder / final)
+        for name in names:
+            if name in weight_map:
+                raise UsageError(f"the tensor {name!r} came twice")
+            weight_map[name] = final
+    if count > 1:
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+    return [folder / final for final in finals]
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """One safetensors file, whole or absent, with the metadata that transformers asks for."""
+    with written_aside(path) as aside:
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside, {"format": "pt"}
+        )
+
+
+def _gathered(tensors: Iterable[tuple[str, Tensor]], limit: int) -> Iterable[dict[str, Tensor]]:
+    shard: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in tensors:
+        if shard and size + tensor.nbytes > limit:
+            yield shard
+            shard, size = {}, 0
+        if name in shard:
+            raise UsageError(f"the tensor {name!r} came twice")
+        shard[name] = tensor
+        size += tensor.nbytes
+    yield shard
+
+
+def _shards(folder: Path) -> dict[Path, set[str] | None]:
+    """Each weight file of the folder, with the tensors that the index places in it (None without an index)."""
+    if (folder / SINGLE).is_file():
+        return {_resolved(folder, SINGLE): None}
+    if not (folder / INDEX).is_file():
+        raise ModelError(_nothing_here(folder))
+    where = folder / INDEX
+    weight_map = read_json(where).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{where}: weight_map must name the file of each tensor")
+    shards: dict[str, set[str]] = {}
+    for name, file in weight_map.items():
+        if not isinstance(file, str):
+            raise ModelError(f"{where}: weight_map gives {name!r} the file {file!r}; wanted text")
+        shards.setdefault(file, set()).add(name)
+    found: dict[Path, set[str] | None] = {}
+    for file, names in shards.items():
+        path = _resolved(folder, file)
+        if path.suffix != ".safetensors":
+            refuse_pickle(path, b"")
+            raise ModelError(f"{where}: weight_map names {file!r}, which is no safetensors file")
+        if not path.is_file():
+            raise ModelError(f"{path}: missing, though the index names it; download it again")
+        found[path] = names
+    return found
+
+
+def _resolved(folder: Path, name: str) -> Path:
+    """The path of a file of the checkpoint. In the hub's cache, files are links into the repository's blobs."""
+    roots = (folder.parent.parent / "blobs",) if folder.parent.name == "snapshots" else ()
+    try:
+        return inside(folder, name, roots=roots)
+    except UsageError as error:
+        raise ModelError(f"{folder}: {error}") from error
+
+
+def _nothing_here(folder: Path) -> str:
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
+    if pickles:
+        return f"{folder / pickles[0]}: a pickle, which can run code when read, so whippet never opens one. {ADVICE}"
+    return f"{folder}: neither {SINGLE} nor {INDEX} is there"
