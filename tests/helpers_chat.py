@@ -1,10 +1,16 @@
-"""Conversations drawn at random, and transformers' rendering of them as the oracle."""
+"""Conversations drawn at random, real tokenizers, and transformers' rendering as the oracle."""
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from datetime import datetime
+from pathlib import Path
+
+import pytest
+import tokenizers
+from helpers_data import shared, shared_bytes
 
 from whippet.chat.messages import Conversation, Message, ToolCall
 
@@ -86,3 +92,55 @@ def transformers_render(
     finally:
         oracle.datetime = datetime
     return str(texts[0])
+
+
+def real_tokenizer(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one of the real tokenizers of ../shared/data, unpacked once a session."""
+    if name not in _UNPACKED:
+        folder = tmp_path_factory.mktemp("tokenizer") / name
+        folder.mkdir()
+        (folder / "tokenizer.json").write_bytes(shared_bytes("tokenizers", name, "tokenizer.json.gz"))
+        if name == "llama3":
+            template = shared("chat_templates", "llama.cpp", "meta-llama-Llama-3.1-8B-Instruct.jinja").read_text()
+            config = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>", "chat_template": template}
+            (folder / "tokenizer_config.json").write_text(json.dumps(config))
+            (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [128001, 128008, 128009]}))
+        else:
+            (folder / "tokenizer_config.json").write_bytes(shared_bytes("tokenizers", name, "tokenizer_config.json"))
+        if name == "smollm2":
+            (folder / "chat_template.jinja").write_bytes(shared_bytes("tokenizers", name, "chat_template.jinja"))
+        _UNPACKED[name] = folder
+    return _UNPACKED[name]
+
+
+_UNPACKED: dict[str, Path] = {}
+
+
+def byte_tokenizer(
+    folder: Path, *, adds_bos: bool = False, extra: tuple[str, ...] = ("<unk>", "<|end|>", "<|reserved_0|>")
+) -> Path:
+    """Write a tokenizer.json of bytes, with ``<s>`` = 1, ``</s>`` = 2 and some more special tokens."""
+    specials = ("<|0|>", "<s>", "</s>", *extra)
+    core = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={}, merges=[]))
+    core.add_special_tokens([tokenizers.AddedToken(text, special=True, normalized=False) for text in specials])
+    value = json.loads(core.to_str())
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    value["model"]["vocab"] = {text: token_id for token_id, text in enumerate((*specials, *alphabet))}
+    value["pre_tokenizer"] = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": False,
+        "use_regex": False,
+    }
+    value["decoder"] = value["pre_tokenizer"]
+    if adds_bos:
+        bos, text = {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+        value["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": [bos, text],
+            "pair": [bos, text, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+        }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps(value), encoding="utf-8")
+    return folder

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers_infer import make_decoder
 
+from whippet import lora
 from whippet.errors import UsageError
 from whippet.infer import engine
 from whippet.infer.engine import Reply, generate
 from whippet.infer.sampling import Sampling
 from whippet.model.decoder import Decoder
+from whippet.options import LoraOptions
 
 PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2], [60, 0], [7, 7, 7], [1, 2, 3, 4, 5, 6, 7]]
 NO_STOP: frozenset[int] = frozenset()
@@ -130,10 +133,18 @@ def test_on_token_sees_every_token_and_can_end_a_row(decoder: Decoder) -> None:
     assert replies[2] == Reply(naive(decoder, PROMPTS[2], 10), "length")
 
 
-def test_dropout_is_off_inside_and_restored(decoder: Decoder) -> None:
+def test_sampling_in_the_middle_of_training() -> None:
+    """Dropout is off inside and on again afterwards; no gradient is recorded."""
+    decoder = make_decoder()
+    lora.attach(decoder, LoraOptions(r=4, dropout=0.5), seed=0)
+    with torch.no_grad():
+        for parameter in lora.adapter_parameters(decoder).values():
+            parameter.normal_(0, 0.3, generator=torch.Generator().manual_seed(0))
+    expected = generate(decoder, PROMPTS, Sampling(20), NO_STOP)
     decoder.train()
-    try:
-        generate(decoder, [[1]], Sampling(1), NO_STOP, lambda row, token_id: not decoder.training)
-        assert decoder.training and decoder.layers[0].training
-    finally:
-        decoder.eval()
+    assert generate(decoder, PROMPTS, Sampling(20), NO_STOP) == expected
+    assert all(module.training for module in decoder.modules())
+    borders = torch.tensor([0, 3], dtype=torch.int32)
+    hidden_TH = decoder(torch.tensor([1, 2, 3]), torch.arange(3), borders, 3)
+    decoder.logits(hidden_TH).sum().backward()
+    assert all(parameter.grad is not None for parameter in lora.adapter_parameters(decoder).values())

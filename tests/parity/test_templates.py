@@ -31,7 +31,6 @@ REAL = (
     "deepseek-ai-DeepSeek-R1-Distill-Llama-8B",
     "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B",
     "llama-cpp-deepseek-r1",
-    "fireworks-ai-llama-3-firefunction-v2",
     "meetkai-functionary-medium-v3.1",
     "meetkai-functionary-medium-v3.2",
     "mistralai-Mistral-Nemo-Instruct-2407",

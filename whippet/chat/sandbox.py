@@ -9,15 +9,16 @@ same whitespace rules, ``tojson``, ``raise_exception``, ``strftime_now``, loop c
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from types import BuiltinMethodType, MethodType
-from typing import Any, ClassVar
+from typing import Any
 
 import jinja2
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension, loopcontrols
+from jinja2.lexer import Token, TokenStream
 from jinja2.parser import Parser
 from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -28,6 +29,8 @@ from whippet.chat.budget import TICK_BYTES, Budget
 from whippet.chat.sandbox_filters import call_text_method, guarded_filters
 
 MAX_STRFTIME = 128
+MAX_TOKENS = 12_000
+"""Of a template's source; the longest that are in use have about 3,000, and compiling takes time for each."""
 # fmt: off
 TEXT_METHODS = frozenset((
     "capitalize", "casefold", "center", "count", "endswith", "find", "format", "index", "isalnum", "isalpha",
@@ -61,6 +64,15 @@ REFUSED_NODES = (
 )
 
 
+class _Rendering(threading.local):
+    """What belongs to the rendering on one thread."""
+
+    budget: Budget
+    now: datetime | None
+    emitted: int
+    marks: list[tuple[int, str]]
+
+
 class Sandbox(ImmutableSandboxedEnvironment):
     """The environment that templates are compiled in. A rendering runs between ``spend`` and the end of its thread's
     use of ``budget``; several threads may render at once."""
@@ -75,8 +87,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
             finalize=_finalize,
             extensions=[GenerationMarks, loopcontrols],
         )
-        self._local = threading.local()
-        self.concat = self._join  # type: ignore[method-assign]  # what macros and set blocks gather is joined here
+        self._local = _Rendering()
+        self.concat = self._join  # type: ignore[method-assign] # what macros and set blocks gather is joined here
         self.filters = guarded_filters(self)
         self.globals = {
             "range": self.globals["range"],
@@ -116,7 +128,15 @@ class Sandbox(ImmutableSandboxedEnvironment):
         for loop in tree.find_all(nodes.For):
             if loop.recursive:
                 raise SecurityError(f"line {loop.lineno}: a chat template may not use a recursive loop")
-        return GUARDS.visit(tree)
+        guarded = GUARDS.visit(tree)
+        assert isinstance(guarded, nodes.Template)
+        return guarded
+
+    def _tokenize(
+        self, source: str, name: str | None, filename: str | None = None, state: str | None = None
+    ) -> TokenStream:
+        stream = super()._tokenize(source, name, filename, state)
+        return TokenStream(_bounded(stream), name, filename)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         if not super().is_safe_attribute(obj, attr, value):
@@ -171,7 +191,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def guard_concat(self, values: list[Any]) -> str:
         return self._join(_text(self.budget, value) for value in values)
 
-    def _join(self, parts: Iterator[str]) -> str:
+    def _join(self, parts: Iterable[str]) -> str:
         return self.budget.join(parts)
 
     def _dict(self, pairs: Any = (), **named: Any) -> dict[Any, Any]:
@@ -206,7 +226,7 @@ class TemplateNamespace(Namespace):
 class GenerationMarks(Extension):
     """``{% generation %}…{% endgeneration %}`` around what the assistant says: put out as it is, and noted."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -235,7 +255,7 @@ class _Guards(NodeTransformer):
         node.body.insert(0, nodes.ExprStmt(_guard("guard_tick"), lineno=node.lineno))
         return node
 
-    def visit_List(self, node: nodes.Expr) -> nodes.Node:
+    def visit_List(self, node: nodes.Literal) -> nodes.Node:
         self.generic_visit(node)
         return _guard("guard_value", node)
 
@@ -259,9 +279,16 @@ class _Guards(NodeTransformer):
 GUARDS = _Guards()
 
 
-def _guard(method: str, *values: nodes.Expr) -> nodes.Call:
+def _guard(method: str, *values: nodes.Node) -> nodes.Call:
     line = values[0].lineno if values else 0
-    return nodes.Call(nodes.EnvironmentAttribute(method), list(values), [], None, None, lineno=line)
+    return nodes.Call(nodes.EnvironmentAttribute(method), [*values], [], None, None, lineno=line)
+
+
+def _bounded(tokens: Iterable[Token]) -> Iterator[Token]:
+    for number, token in enumerate(tokens):
+        if number >= MAX_TOKENS:
+            raise SecurityError(f"it has more than {MAX_TOKENS} words and signs")
+        yield token
 
 
 def _text(budget: Budget, value: Any) -> str:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import TYPE_CHECKING, Any, get_args
 
 from whippet.options import Base, Compute
+
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 if TYPE_CHECKING:
     from whippet.infer.model import Model
@@ -52,6 +55,11 @@ def open_model(args: argparse.Namespace, path: str | None = None, *, adapter: st
         template=args.template,
         revision=args.revision if path is None else "main",
     )
+
+
+def visible(text: str) -> str:
+    """``text`` as a terminal may be shown it: control characters, with which a model could steer it, as pictures."""
+    return CONTROLS.sub(lambda match: chr(0x2400 + ord(match[0])) if match[0] < " " else "\N{REPLACEMENT CHARACTER}", text)
 
 
 def facts(stream: Stream) -> dict[str, Any]:

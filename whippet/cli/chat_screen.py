@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from whippet.cli.asking import visible
 from whippet.infer.stream import Stream
 
 WORDS = re.compile(r"\n|[^\S\n]+|\S+")
@@ -37,7 +38,7 @@ class Wrapped:
 
     def push(self, piece: str) -> None:
         """Print all but the newest word, which may not be complete."""
-        *whole, self._pending = WORDS.findall(self._pending + piece)
+        *whole, self._pending = WORDS.findall(self._pending + visible(piece))
         for word in whole:
             self._print(word)
 
@@ -82,7 +83,7 @@ class SideBySide:
 
     def push(self, piece: str) -> None:
         """The next piece of the reply that grows."""
-        self._texts[-1] += piece
+        self._texts[-1] += visible(piece)
         self._live.update(self._table())
 
     def finish(self, stream: Stream) -> None:

@@ -40,8 +40,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(_described(model, stream.drain(), answered=conversation is not None), ensure_ascii=False))
         return 0
+    on_terminal = sys.stdout.isatty()
     for piece in stream:
-        print(piece, end="", flush=True)
+        print(asking.visible(piece) if on_terminal else piece, end="", flush=True)
     print(flush=True)
     return 0
 

@@ -78,9 +78,8 @@ class Model:
     """A decoder with its tokenizer and its chat template.
 
     ``about`` says in a few words how it is held. ``chat_sampling`` is how ``chat`` draws; everything else takes the
-    likeliest token unless told otherwise. The
-    keyword arguments called ``sampling`` below are the fields of ``Sampling``: max_new_tokens, temperature, top_p,
-    top_k, min_p, seed, stop.
+    likeliest token unless told otherwise. The keyword arguments called ``sampling`` below are the fields of
+    ``Sampling``: max_new_tokens, temperature, top_p, top_k, min_p, seed, stop.
     """
 
     def __init__(

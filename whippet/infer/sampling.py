@@ -68,31 +68,32 @@ class Sampler:
 
     def __call__(self, logits_BV: Tensor, rows: Sequence[int]) -> list[int]:
         """One id for each of ``rows``, whose logits are given in that order. WhippetError if they are not finite."""
-        greedy_B = logits_BV.argmax(-1)
-        # One transfer tells both: a maximum is NaN or infinite exactly if the row cannot be drawn from.
+        ids_B = logits_BV.argmax(-1)
+        # A maximum is NaN or infinite exactly if its row cannot be drawn from; ids and verdict share one transfer.
         finite = torch.isfinite(logits_BV.max(-1).values).all()
-        generators = [self._generators[row] for row in rows]
-        if not any(generators):
-            ids_B = greedy_B
-        else:
-            index_B = torch.tensor(rows, device=logits_BV.device)
-            uniform = [
-                0.0 if g is None else torch.rand((), generator=g, dtype=torch.float64).item() for g in generators
-            ]
-            ids_B = choose(
-                logits_BV.float(),
-                torch.tensor(uniform, dtype=torch.float64, device=logits_BV.device),
-                self._temperature_B[index_B],
-                self._top_k_B[index_B],
-                self._top_p_B[index_B],
-                self._min_p_B[index_B],
-                sort=any(self._samplings[row].filters for row in rows),
-            )
-            ids_B = torch.where(self._temperature_B[index_B] > 0, ids_B, greedy_B)
+        drawn = [place for place, row in enumerate(rows) if self._generators[row] is not None]
+        # Whether a row is sorted is its own affair too: drawing in another order would draw another token.
+        for sort in (False, True):
+            places = [place for place in drawn if self._samplings[rows[place]].filters == sort]
+            if places:
+                ids_B[places] = self._choose(logits_BV[places].float(), [rows[place] for place in places], sort)
         *ids, ok = torch.cat([ids_B, finite.long()[None]]).tolist()
         if not ok:
             raise WhippetError("the model's logits are not finite: its weights are damaged, or fp16 overflowed")
         return [int(token_id) for token_id in ids]
+
+    def _choose(self, logits_BV: Tensor, rows: list[int], sort: bool) -> Tensor:
+        generators = [self._generators[row] for row in rows]
+        uniform = [torch.rand((), generator=generator, dtype=torch.float64) for generator in generators]
+        return choose(
+            logits_BV,
+            torch.stack(uniform).to(logits_BV.device),
+            self._temperature_B[rows],
+            self._top_k_B[rows],
+            self._top_p_B[rows],
+            self._min_p_B[rows],
+            sort=sort,
+        )
 
 
 def choose(
@@ -107,10 +108,10 @@ def choose(
 ) -> Tensor:
     """Ids [B] int64 where the cumulative distribution of the filtered tokens passes ``uniform_B`` (float64, [0, 1)).
 
-    logits_BV: fp32. A temperature of 0 is read as 1 (the caller takes the argmax for such rows). ``sort=False``
-    skips the filters, which then must be off in every row.
+    logits_BV: fp32; temperatures above 0. With ``sort`` the running sum goes from the likeliest token down, without it
+    in the order of the vocabulary; the filters then must be off in every row.
     """
-    scaled_BV = logits_BV / torch.where(temperature_B > 0, temperature_B, 1.0)[:, None]
+    scaled_BV = logits_BV / temperature_B[:, None]
     if not sort:
         return _draw(scaled_BV.softmax(-1), uniform_B)
     scaled_BV, order_BV = scaled_BV.sort(dim=-1, descending=True, stable=True)

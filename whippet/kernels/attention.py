@@ -4,9 +4,10 @@
 
 Query heads share key-value heads in groups (Ainslie et al. 2023, https://arxiv.org/abs/2305.13245): query head h reads
 key-value head h // (Q / K). On a GPU in 16 bit the packed form is torch's FlashAttention with borders; elsewhere each
-run of documents of one length is a batch of torch's scaled_dot_product_attention, so no row ever meets another document.
+run of documents of one length is a batch of torch's scaled_dot_product_attention, so that no row ever meets another
+document.
 
-Shapes: T tokens, D head size, Q query heads, K key-value heads, B rows of a batch, S cached positions, L document length.
+Shapes: T tokens, D head size, Q query heads, K key-value heads, B rows of a batch, S cached positions.
 """
 
 from __future__ import annotations

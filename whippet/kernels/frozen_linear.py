@@ -4,7 +4,8 @@
 
 Backward, with g = dy:
 
-    dx = g · W + sum of du · A        du = scale · g[:, rows] · B        dA = duᵀ · x        dB = scale · g[:, rows]ᵀ · (x · Aᵀ)
+    du = scale · g[:, rows] · B        dA = duᵀ · x        dB = scale · g[:, rows]ᵀ · (x · Aᵀ)
+    dx = g · W + sum of du · A
 
 No gradient of W is ever formed, and no dequantised W outlives the product it serves: the backward pass dequantises
 again. The down products of all parts that share an input are one product with the A's laid one below the other.
@@ -134,7 +135,7 @@ def _part_gradients(
     factors: Sequence[Tensor],
     kept: Sequence[Tensor],
 ) -> list[Tensor | None]:
-    """Gradients of A, B, A, B, … and of the dropped inputs. Adds the parts' share to ``dx_TK`` where x itself is read."""
+    """Gradients of A, B, A, B, … and of dropped inputs; adds the parts' share to ``dx_TK`` where they read x itself."""
     count, dtype = len(layout), grad_TN.dtype
     x_TK, inputs, us = kept[0], kept[1:-count], kept[-count:]
     factors_a, factors_b = factors[::2], factors[1::2]

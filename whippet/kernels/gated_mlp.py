@@ -47,7 +47,7 @@ def backward_torch(grad_TF: Tensor, gate_up_TF2: Tensor) -> Tensor:
 
 
 @triton_jit.jit
-def _forward_kernel(x_ptr, y_ptr, x_stride, width, BLOCK: tl.constexpr):
+def _forward_kernel(x_ptr, y_ptr, x_stride, width, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < width
@@ -58,7 +58,7 @@ def _forward_kernel(x_ptr, y_ptr, x_stride, width, BLOCK: tl.constexpr):
 
 
 @triton_jit.jit
-def _backward_kernel(grad_ptr, x_ptr, dx_ptr, grad_stride, x_stride, width, BLOCK: tl.constexpr):
+def _backward_kernel(grad_ptr, x_ptr, dx_ptr, grad_stride, x_stride, width, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < width

@@ -6,8 +6,8 @@ The rows go through the output matrix in chunks. Each chunk yields its loss and,
 
     dlogits = weight · (softmax(logits) - onehot(label))        dh = dlogits · W        dW += dlogitsᵀ · h
 
-so that [chunk, V] is the largest thing that ever exists. Softmax, loss and dW are in fp32. The backward pass only scales
-by the incoming gradient.
+so that [chunk, V] is the largest thing that ever exists. Softmax, loss and dW are in fp32. The backward pass only
+scales by the incoming gradient.
 
 In: hidden rows [N, H] (those with a label only), W [V, H] as a tensor, frozen or trained, or NF4Tensor; labels [N];
 weights fp32 [N]. Out: CrossEntropy.
@@ -125,5 +125,6 @@ def _logprobs(logits_CV: Tensor, labels_C: Tensor) -> Tensor:
 def _logits_gradient(logprobs_CV: Tensor, labels_C: Tensor, weights_C: Tensor) -> Tensor:
     """weight · (softmax - onehot), in place of the log-probabilities."""
     probs_CV = logprobs_CV.exp_()
-    probs_CV.scatter_add_(1, labels_C.view(-1, 1), torch.full_like(probs_CV[:, :1], -1))
+    labels_C1 = labels_C.view(-1, 1)
+    probs_CV.scatter_(1, labels_C1, probs_CV.gather(1, labels_C1) - 1)
     return probs_CV.mul_(weights_C.view(-1, 1))

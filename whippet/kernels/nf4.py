@@ -131,7 +131,7 @@ def _pairs(device: torch.device) -> Tensor:
 
 
 @triton_jit.jit
-def _dequantize_kernel(
+def _dequantize_kernel(  # type: ignore[no-untyped-def]
     codes_ptr,
     levels_ptr,
     absmax_ptr,

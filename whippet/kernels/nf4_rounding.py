@@ -1,12 +1,12 @@
 """Which level is nearest: the roundings of bitsandbytes 0.50 on each of its backends, in plain torch.
 
-NF4 index: x = w · (1 / absmax), and the index is the number of midpoints between levels that x exceeds (a tie goes down).
-The CPU backend raises absmax to 1e-38 before it divides, and in a last, shorter block divides by absmax itself, which it
-stores raised; the CUDA kernel does neither, so a block of zeros becomes 0 · inf = NaN, which exceeds nothing: index 0.
+NF4 index: x = w · (1 / absmax), and the index is the number of midpoints between levels that x exceeds, so that a tie
+goes down. The CPU backend raises absmax to 1e-38 before it divides, and in a last, shorter block divides by absmax
+itself, which it stores raised. The CUDA kernel does neither, so that a block of zeros becomes 0 · inf = NaN, which
+exceeds nothing: index 0.
 
-8-bit index of absmax, y = a · (1 / absmax of 256): the CUDA kernel counts midpoints as above, with the tie away from the
-pivot of its binary search; the CPU backend cuts [-1, 1] into 65,535 steps and looks the nearest level of the step up,
-which differs in about 0.15 % of the indices. A block of zeros gets index 0 on the CPU.
+8-bit index of absmax, y = a · (1 / absmax of 256): the CUDA kernel counts midpoints as above; the CPU backend cuts
+[-1, 1] into 65,535 steps and looks the nearest level of the step up, which differs in about 0.15 % of the indices.
 
 Measured against the library by ``tests/parity/test_nf4.py``.
 """
@@ -66,7 +66,7 @@ def nearest_nf4(flat: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def nearest_8bit(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices into ``dynamic_code``, uint8 [n], and the absolute maximum of each 256 values, fp32 [n / 256, rounded up]."""
+    """Indices into ``dynamic_code``, uint8 [n], and the absolute maximum of each 256 values, fp32 [ceil(n / 256)]."""
     num_blocks = -(-values.numel() // NESTED_BLOCK)
     padded = torch.zeros(num_blocks * NESTED_BLOCK, device=values.device)
     padded[: values.numel()] = values

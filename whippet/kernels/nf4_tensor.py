@@ -97,9 +97,8 @@ def join_rows(parts: Sequence[NF4Tensor]) -> NF4Tensor:
     first = parts[0]
     for part in parts:
         if part.shape[1:] != first.shape[1:] or part.dtype != first.dtype or part.block_size != first.block_size:
-            raise ModelError(
-                f"NF4 parts do not match: {list(part.shape)} {part.dtype}, {list(first.shape)} {first.dtype}"
-            )
+            met = f"{list(first.shape)} {first.dtype} and {list(part.shape)} {part.dtype}"
+            raise ModelError(f"NF4 parts to be joined need one width, dtype and block size, met {met}")
     if any(part.numel % part.block_size for part in parts[:-1]):
         shapes = [list(part.shape) for part in parts]
         raise ModelError(f"NF4 parts of shapes {shapes} do not end at a border of {first.block_size} weights")
@@ -118,11 +117,10 @@ def slice_rows(weight: NF4Tensor, start: int, stop: int) -> NF4Tensor:
     """Rows ``start`` to ``stop``, sharing memory where it can; both ends must lie at a block's border (or the end)."""
     width = prod(weight.shape[1:])
     first, last = start * width, stop * width
-    if first % weight.block_size or (last % weight.block_size and last != weight.numel):
-        raise ModelError(
-            f"rows {start} to {stop} of NF4 {list(weight.shape)} cut a block of {weight.block_size} weights"
-        )
-    blocks = slice(first // weight.block_size, -(-last // weight.block_size))
+    size = weight.block_size
+    if first % size or (last % size and last != weight.numel):
+        raise ModelError(f"rows {start} to {stop} of NF4 {list(weight.shape)} cut a block of {size} weights")
+    blocks = slice(first // size, -(-last // size))
     if weight.nested_absmax is not None and blocks.start % NESTED_BLOCK:
         weight = fold_absmax(weight)
     nested: dict[str, Any] = {}

@@ -58,7 +58,7 @@ def weight_gradient(grad_TH: Tensor, x_TH: Tensor, weight_H: Tensor, rstd_T1: Te
 
 
 @triton_jit.jit
-def _forward_kernel(
+def _forward_kernel(  # type: ignore[no-untyped-def]
     x_ptr,
     residual_ptr,
     weight_ptr,
@@ -90,7 +90,7 @@ def _forward_kernel(
 
 
 @triton_jit.jit
-def _backward_kernel(
+def _backward_kernel(  # type: ignore[no-untyped-def]
     grad_ptr,
     x_ptr,
     weight_ptr,

@@ -54,7 +54,7 @@ def turn_torch(qkv_TE: Tensor, cos_TD: Tensor, sin_TD: Tensor, turned_heads: int
 
 
 @triton_jit.jit
-def _turn_kernel(
+def _turn_kernel(  # type: ignore[no-untyped-def]
     x_ptr,
     cos_ptr,
     sin_ptr,

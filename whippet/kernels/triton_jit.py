@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-triton: Any
-tl: Any
+__all__ = ["jit", "power_of_two", "tl", "triton", "usable"]
+
 try:
     import triton
     import triton.language as tl

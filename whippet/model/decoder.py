@@ -7,15 +7,13 @@ T: tokens. H: hidden. V: vocabulary. N: chosen rows. Q: query heads. K: key-valu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from whippet.kernels.attention import packed_attention
 from whippet.kernels.gated_mlp import silu_mul
@@ -24,6 +22,7 @@ from whippet.kernels.rope import rope
 from whippet.model.cache import KVCache
 from whippet.model.config import ModelConfig
 from whippet.model.projection import Projection
+from whippet.model.recompute import recomputed
 from whippet.model.remake import remade
 from whippet.model.rope import rope_tables
 
@@ -60,25 +59,18 @@ class Block(nn.Module):
         self.gate_up = projection({"gate_proj": inner, "up_proj": inner}, hidden, config.mlp_bias)
         self.down = projection({"down_proj": hidden}, inner, config.mlp_bias)
 
-    def forward(self, x_TH: Tensor, stream: Stream, cache: KVCache | None = None, *, remake: bool = False) -> Tensor:
-        """The next hidden states. With ``remake``, norms and activations are made again in the backward pass."""
+    def forward(self, x_TH: Tensor, stream: Stream, cache: KVCache | None = None) -> Tensor:
         eps = self.config.norm_eps
         normed_TH = rms_norm(x_TH, self.attention_norm, eps)
-        with self._remade(remake, normed_TH, x_TH, partial(rms_norm, weight_H=self.attention_norm, eps=eps)):
+        with remade(normed_TH, partial(rms_norm, x_TH.detach(), self.attention_norm, eps)):
             qkv_TE = self.qkv(normed_TH)
         attended_TH = self.o(self._attention(qkv_TE, stream, cache))
         normed_TH, x_TH = add_rms_norm(attended_TH, x_TH, self.mlp_norm, eps)
-        with self._remade(remake, normed_TH, x_TH, partial(rms_norm, weight_H=self.mlp_norm, eps=eps)):
+        with remade(normed_TH, partial(rms_norm, x_TH.detach(), self.mlp_norm, eps)):
             gate_up_TF = self.gate_up(normed_TH)
         gated_TF = silu_mul(gate_up_TF)
-        with self._remade(remake, gated_TF, gate_up_TF, silu_mul):
+        with remade(gated_TF, partial(silu_mul, gate_up_TF.detach())):
             return x_TH + self.down(gated_TF)
-
-    def _remade(
-        self, wanted: bool, output: Tensor, source: Tensor, function: Callable[[Tensor], Tensor]
-    ) -> AbstractContextManager[object]:
-        """Save ``function(source)`` in place of ``output``; ``source`` without its graph, which would keep it alive."""
-        return remade(output, partial(function, source.detach())) if wanted else nullcontext()
 
     def _attention(self, qkv_TE: Tensor, stream: Stream, cache: KVCache | None) -> Tensor:
         config = self.config
@@ -178,11 +170,9 @@ class Decoder(nn.Module):
             cache.check(cu_seqlens, max_length)
         stream = Stream(*rope_tables(self.config, positions_T), cu_seqlens, max_length)
         for index, block in enumerate(self.blocks()):
-            if index < self.recompute and torch.is_grad_enabled() and cache is None:
-                x_TH = checkpoint(block, x_TH, stream, use_reentrant=False)
-            else:
-                # Inside a recomputed layer checkpoint's own hooks must see every tensor, hence only here.
-                x_TH = block(x_TH, stream, cache, remake=True)
+            run = partial(block, stream=stream, cache=cache)
+            again = index < self.recompute and torch.is_grad_enabled()
+            x_TH = recomputed(run, x_TH) if again else run(x_TH)
         if cache is not None:
             cache.advance(cu_seqlens, max_length)
         return rms_norm(x_TH, self.norm, self.config.norm_eps)

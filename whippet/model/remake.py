@@ -20,8 +20,8 @@ Make = Callable[[], Tensor]
 def remade(tensor: Tensor, make: Make) -> AbstractContextManager[object]:
     """While this is entered, ``tensor`` is not saved for the backward pass, which calls ``make`` instead.
 
-    ``make`` runs without gradients and must hold only tensors that are kept for another reason. ``tensor`` must live
-    until the context is left: it is known by its address.
+    ``make`` runs without gradients, and must hold only tensors that are kept for another reason, detached (with their
+    graph they would keep it alive). ``tensor`` must live until the context is left: it is known by its address.
     """
     if not torch.is_grad_enabled():
         return nullcontext()

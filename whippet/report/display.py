@@ -130,12 +130,13 @@ class Display:
 
     def _figures(self) -> Table:
         seen = self._seen
+        speed, memory = count(value_of(seen, "time.tokens_per_s")), size(value_of(seen, "time.peak_bytes"))
+        rate, norm = short(value_of(seen, "learning_rate")), short(value_of(seen, "grad_norm"))
+        tokens, accuracy = count(value_of(seen, "tokens_seen")), percent(value_of(seen, "accuracy"))
         rows = [
-            ("learning rate", short(value_of(seen, "learning_rate")), "tokens/s", count(value_of(seen, "time.tokens_per_s")),
-             "memory", size(value_of(seen, "time.peak_bytes"))),
-            ("gradient norm", short(value_of(seen, "grad_norm")), "tokens", count(value_of(seen, "tokens_seen")),
-             "accuracy", percent(value_of(seen, "accuracy"))),
-        ]  # fmt: skip
+            ("learning rate", rate, "tokens/s", speed, "memory", memory),
+            ("gradient norm", norm, "tokens", tokens, "accuracy", accuracy),
+        ]
         table = Table.grid(padding=(0, 2))
         for column in range(6):
             table.add_column(style="dim" if column % 2 == 0 else "", min_width=8 if column % 2 else None, no_wrap=True)

@@ -1,8 +1,8 @@
 """The metrics of a run: one JSON line a step, which every other tool reads.
 
 Comes in: records, plain dictionaries with a ``step`` and any of ``loss``, ``accuracy``, ``learning_rate``,
-``grad_norm``, ``tokens``, ``trained_tokens``, ``tokens_seen``, ``eval_loss``, ``eval_accuracy``. What two equal runs may
-differ in lies under ``time``: ``step_s``, ``tokens_per_s``, ``mfu``, ``eta_s`` and ``peak_bytes``. Goes out:
+``grad_norm``, ``tokens``, ``trained_tokens``, ``tokens_seen``, ``eval_loss``, ``eval_accuracy``. What two equal runs
+may differ in lies under ``time``: ``step_s``, ``tokens_per_s``, ``mfu``, ``eta_s`` and ``peak_bytes``. Goes out:
 ``metrics.jsonl``, valid JSON on every line (a value that is not finite is null).
 """
 
@@ -21,7 +21,7 @@ Record = dict[str, Any]
 
 
 class MetricsLog:
-    """Appends to ``path``. The file is opened for each line, so a line is on its way to disk when ``append`` returns."""
+    """Appends to ``path``, which is opened for each line: when ``append`` returns, other programs see the line."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from whippet.report.figures import short
 from whippet.report.series import Series, natural_sigma, series, smoothed, span, thinned, tick_labels, ticks
 
 WIDTH, HEIGHT, SCALE = 1200, 675, 2
@@ -40,7 +41,8 @@ class Frame:
         across = (x - self.x[0]) / (self.x[1] - self.x[0])
         up = (y - self.y[0]) / (self.y[1] - self.y[0])
         up = min(1.0, max(0.0, up))
-        return SCALE * (self.left + across * (self.right - self.left)), SCALE * (self.bottom - up * (self.bottom - self.top))
+        width, height = self.right - self.left, self.bottom - self.top
+        return SCALE * (self.left + across * width), SCALE * (self.bottom - up * height)
 
     def points(self, line: Series) -> list[tuple[float, float]]:
         return [self.at(x, y) for x, y in zip(line.x.tolist(), line.y.tolist(), strict=True)]
@@ -100,7 +102,7 @@ def _heading(draw: ImageDraw.ImageDraw, title: str, course: Series, evaluated: S
 
 
 def _axes(draw: ImageDraw.ImageDraw, frame: Frame) -> None:
-    values = ticks(*frame.y)
+    values = ticks(*frame.y, about=6)
     for value, label in zip(values, tick_labels(values), strict=True):
         _, y = frame.at(0, value)
         draw.line([(SCALE * frame.left, y), (SCALE * frame.right, y)], GRID, SCALE)
@@ -121,7 +123,7 @@ def _strip(draw: ImageDraw.ImageDraw, rate: Series, frame: Frame) -> None:
     draw.polygon([(points[0][0], floor), *points, (points[-1][0], floor)], RATE_FILL)
     _line(draw, points, RATE, 1.5)
     draw.line([(SCALE * frame.left, floor), (SCALE * frame.right, floor)], GRID, SCALE)
-    _text(draw, (frame.left - 12, frame.top + 1), tick_labels([frame.y[1]])[0], 14, QUIET, "rm")
+    _text(draw, (frame.left - 12, frame.top + 1), short(frame.y[1]), 14, QUIET, "rm")
     _text(draw, (frame.right, frame.top - 1), "learning rate", 14, QUIET, "rm")
 
 
@@ -135,7 +137,14 @@ def _dot(draw: ImageDraw.ImageDraw, centre: tuple[float, float], radius: float, 
 
 
 def _text(
-    draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: int, colour: str, anchor: str, *, bold: bool = False
+    draw: ImageDraw.ImageDraw,
+    at: tuple[float, float],
+    text: str,
+    size: int,
+    colour: str,
+    anchor: str,
+    *,
+    bold: bool = False,
 ) -> float:
     """Write ``text`` and return its width. Pillow's own font has one weight: bold is a thin outline in its colour."""
     font = ImageFont.load_default(size * SCALE)

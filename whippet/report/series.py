@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ def thinned(line: Series, most: int) -> Series:
 
 
 def smoothed(line: Series, sigma: float) -> Series:
-    """The line under a centred Gaussian window of ``sigma`` points; it lags nowhere, and is renormalised at the ends."""
+    """The line under a centred Gaussian window of ``sigma`` points, renormalised at the ends; it lags nowhere."""
     if len(line) < 3 or sigma <= 0:
         return line
     reach = min(len(line) - 1, math.ceil(3 * sigma))
@@ -65,10 +66,11 @@ def natural_sigma(points: int) -> float:
 
 def span(*lines: Series, trim: float = 0.01, margin: float = 0.06) -> tuple[float, float]:
     """The range to show: all but the outermost ``trim`` of each end's values, widened a little, never empty."""
-    ends = [np.quantile(line.y, (trim, 1 - trim)) for line in lines if len(line)]
-    if not ends:
+    shown = [line.y for line in lines if len(line)]
+    if not shown:
         return 0.0, 1.0
-    low, high = float(min(low for low, _ in ends)), float(max(high for _, high in ends))
+    low = min(float(np.quantile(values, trim, method="lower")) for values in shown)
+    high = max(float(np.quantile(values, 1 - trim, method="higher")) for values in shown)
     extra = (high - low) * margin or max(abs(high) * 0.1, 1e-9)
     floor = 0.0 if low >= 0 else -math.inf
     return max(floor, low - extra), high + extra
@@ -92,7 +94,7 @@ def tick_labels(values: Sequence[float]) -> list[str]:
     largest = max(abs(value) for value in values)
     if largest and (largest >= 1e5 or largest < 1e-3):
         return [_scientific(value) for value in values]
-    gap = min((b - a for a, b in zip(values, values[1:], strict=False)), default=largest or 1.0)
+    gap = min((after - before for before, after in pairwise(values)), default=largest or 1.0)
     decimals = max(0, min(8, -math.floor(math.log10(gap) + 1e-9)))
     if round(gap, decimals) != round(gap, decimals + 1):
         decimals += 1

@@ -109,9 +109,13 @@ def write_checkpoint(
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """One safetensors file, whole or absent, with the metadata that transformers asks for."""
     with written_aside(path) as aside:
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside, {"format": "pt"}
-        )
+        save_file({name: _alone(tensor) for name, tensor in tensors.items()}, aside, {"format": "pt"})
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """The tensor on the CPU in memory of its own, as the format wants it."""
+    plain = tensor.detach().cpu().contiguous()
+    return plain if plain.untyped_storage().nbytes() == plain.nbytes else plain.clone()
 
 
 def _gathered(tensors: Iterable[tuple[str, Tensor]], limit: int) -> Iterable[dict[str, Tensor]]:

@@ -1,0 +1,149 @@
+"""One check an op, against its definition, on any device: the tests on the CPU, under Triton's interpreter and on a GPU
+all call these. Shapes are odd on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tolerance import check_op
+from torch import Tensor
+from torch.nn import functional
+
+from whippet.kernels.attention import naive_attention, packed_attention
+from whippet.kernels.frozen_linear import LoraPart, frozen_linear, frozen_linear_reference
+from whippet.kernels.gated_mlp import silu_mul
+from whippet.kernels.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
+from whippet.kernels.nf4 import NF4Tensor, dequantize_nf4
+from whippet.kernels.rms_norm import add_rms_norm, rms_norm
+from whippet.kernels.rope import rope
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SHAPES = ((1, 64), (63, 100), (123, 431))
+EPS = 1e-5
+
+
+def random(*shape: int, dtype: torch.dtype, device: str, seed: int, grad: bool = True, strided: bool = False) -> Tensor:
+    """Normal numbers; ``strided`` leaves a gap after each row, as a slice of a wider tensor has."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(shape, generator=generator).to(device, dtype)
+    if strided:
+        wide = torch.full((*shape[:-1], shape[-1] + 3), float("nan"), dtype=dtype, device=device)
+        wide[..., : shape[-1]] = values
+        values = wide[..., : shape[-1]]
+    return values.requires_grad_(grad)
+
+
+def check_rms_norm(shape: tuple[int, int], dtype: torch.dtype, device: str, *, strided: bool = False) -> None:
+    x_TH = random(*shape, dtype=dtype, device=device, seed=0, strided=strided)
+    weight_H = random(shape[1], dtype=torch.float32, device=device, seed=1)
+
+    def plain(x: Tensor, weight: Tensor) -> Tensor:
+        wide = x if x.dtype == torch.float64 else x.float()
+        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + EPS)
+        return weight.to(x.dtype) * normed.to(x.dtype)
+
+    check_op(lambda x, weight: rms_norm(x, weight, EPS), plain, [x_TH, weight_H])
+    residual_TH = random(*shape, dtype=dtype, device=device, seed=2, strided=strided)
+    check_op(
+        lambda x, residual, weight: add_rms_norm(x, residual, weight, EPS),
+        lambda x, residual, weight: (plain(x + residual, weight), x + residual),
+        [x_TH, residual_TH, weight_H],
+    )
+
+
+def check_rope(num_tokens: int, head_dim: int, dtype: torch.dtype, device: str, *, strided: bool = False) -> None:
+    num_heads, num_kv_heads = 6, 2
+    width = (num_heads + 2 * num_kv_heads) * head_dim
+    qkv_TE = random(num_tokens, width, dtype=dtype, device=device, seed=0, strided=strided)
+    angle_TD = random(num_tokens, head_dim // 2, dtype=torch.float32, device=device, seed=1, grad=False)
+
+    def plain(qkv: Tensor) -> Tensor:
+        cos, sin = (
+            torch.cat([table, table], -1).to(qkv.dtype).unsqueeze(1) for table in (angle_TD.cos(), angle_TD.sin())
+        )
+        heads = qkv.unflatten(-1, (-1, head_dim))
+        first, second = heads.chunk(2, dim=-1)
+        turned = heads * cos + torch.cat([-second, first], -1) * sin
+        return torch.cat([turned[:, : num_heads + num_kv_heads], heads[:, num_heads + num_kv_heads :]], 1).flatten(1)
+
+    check_op(lambda x: rope(x, angle_TD.cos(), angle_TD.sin(), num_heads, num_kv_heads, head_dim), plain, [qkv_TE])
+
+
+def check_silu_mul(shape: tuple[int, int], dtype: torch.dtype, device: str, *, strided: bool = False) -> None:
+    gate_up_TF2 = random(shape[0], 2 * shape[1], dtype=dtype, device=device, seed=0, strided=strided)
+
+    def plain(x: Tensor) -> Tensor:
+        gate, up = x.chunk(2, dim=-1)
+        return functional.silu(gate) * up
+
+    check_op(silu_mul, plain, [gate_up_TF2])
+
+
+def check_attention(lengths: Sequence[int], dtype: torch.dtype, device: str, *, kv_heads: int = 2) -> None:
+    """Queries, keys and values are views of one fused tensor, as in the decoder."""
+    head_dim, num_heads, total = 16, 4, sum(lengths)
+    borders = torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
+    fused = random(total, num_heads + 2 * kv_heads, head_dim, dtype=dtype, device=device, seed=0)
+
+    def op(x: Tensor) -> Tensor:
+        q, k, v = x.split((num_heads, kv_heads, kv_heads), dim=1)
+        return packed_attention(q, k, v, borders, max(lengths), 0.3)
+
+    def plain(x: Tensor) -> Tensor:
+        q, k, v = x.split((num_heads, kv_heads, kv_heads), dim=1)
+        return naive_attention(q, k, v, borders, 0.3)
+
+    check_op(op, plain, [fused])
+
+
+def check_frozen_linear(weight: Tensor | NF4Tensor, dtype: torch.dtype, device: str, *, dropped: str = "none") -> None:
+    """``dropped``: ``none``, ``shared`` (one dropped input for both parts) or ``each``."""
+    num_outputs, num_inputs = weight.shape
+    border = num_outputs // 3
+    x_TK = random(63, num_inputs, dtype=dtype, device=device, seed=0)
+    bias_N = random(num_outputs, dtype=torch.float32, device=device, seed=1, grad=False)
+    sizes = ((4, slice(0, border), 2.0), (8, slice(border, num_outputs), 0.5))
+    factors = [
+        random(*shape, dtype=torch.float32, device=device, seed=seed)
+        for seed, (rank, rows, _) in enumerate(sizes)
+        for shape in ((rank, num_inputs), (rows.stop - rows.start, rank))
+    ]
+    count = {"none": 0, "shared": 1, "each": 2}[dropped]
+    inputs = [random(63, num_inputs, dtype=dtype, device=device, seed=9 + seed) for seed in range(count)]
+
+    def parts(factors: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[LoraPart]:
+        sources: list[Tensor | None] = [None, None] if not inputs else [inputs[0], inputs[-1]]
+        return [
+            LoraPart(factors[2 * i], factors[2 * i + 1], rows, scale, sources[i])
+            for i, (_, rows, scale) in enumerate(sizes)
+        ]
+
+    def plain(x: Tensor, *rest: Tensor) -> Tensor:
+        dense = dequantize_nf4(weight, torch.float32) if isinstance(weight, NF4Tensor) else weight
+        # Rounded to the compute dtype as the op rounds it, then exact in the double-precision run.
+        return frozen_linear_reference(x, dense.to(dtype).to(x.dtype), bias_N.to(dtype), parts(rest[:4], rest[4:]))
+
+    check_op(
+        lambda x, *rest: frozen_linear(x, weight, bias_N, parts(rest[:4], rest[4:])), plain, [x_TK, *factors, *inputs]
+    )
+
+
+def check_cross_entropy(rows: int, vocabulary: int, dtype: torch.dtype, device: str, chunk_rows: int) -> None:
+    hidden_NH = random(rows, 48, dtype=dtype, device=device, seed=0)
+    head_VH = random(vocabulary, 48, dtype=dtype, device=device, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    labels_N = torch.randint(0, vocabulary, (rows,), generator=generator).to(device)
+    weights_N = torch.rand(rows, generator=generator).to(device)
+
+    def plain(hidden: Tensor, head: Tensor) -> Tensor:
+        if hidden.dtype != torch.float64:
+            return linear_cross_entropy_reference(hidden, head, labels_N, weights_N).loss_sum
+        logprobs = (hidden @ head.T).log_softmax(-1)
+        return -(weights_N * logprobs.gather(1, labels_N.view(-1, 1)).view(-1)).sum()
+
+    check_op(
+        lambda hidden, head: linear_cross_entropy(hidden, head, labels_N, weights_N, chunk_rows).loss_sum,
+        plain,
+        [hidden_NH, head_VH],
+    )

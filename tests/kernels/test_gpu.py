@@ -1,0 +1,96 @@
+"""Every op on a GPU: the same checks as on the CPU, at the CPU's odd shapes and at a model's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kernels import op_cases as cases
+
+from whippet.kernels import nf4
+from whippet.kernels.nf4 import dequantize_nf4, join_rows, quantize_nf4
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+dtypes = pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+shapes = pytest.mark.parametrize("shape", [*cases.SHAPES, (300, 4096)], ids=str)
+strided = pytest.mark.parametrize("strided", [False, True])
+
+
+@dtypes
+@shapes
+@strided
+def test_rms_norm(shape: tuple[int, int], dtype: torch.dtype, strided: bool) -> None:
+    cases.check_rms_norm(shape, dtype, "cuda", strided=strided)
+
+
+@dtypes
+@pytest.mark.parametrize(("num_tokens", "head_dim"), [(1, 64), (63, 20), (123, 128)])
+@strided
+def test_rope(num_tokens: int, head_dim: int, dtype: torch.dtype, strided: bool) -> None:
+    cases.check_rope(num_tokens, head_dim, dtype, "cuda", strided=strided)
+
+
+@dtypes
+@shapes
+@strided
+def test_silu_mul(shape: tuple[int, int], dtype: torch.dtype, strided: bool) -> None:
+    cases.check_silu_mul(shape, dtype, "cuda", strided=strided)
+
+
+@dtypes
+@pytest.mark.parametrize("lengths", [(63,), (5, 5, 5), (7, 1, 1, 30, 12), (100, 431)], ids=str)
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_packed_attention(lengths: tuple[int, ...], kv_heads: int, dtype: torch.dtype) -> None:
+    cases.check_attention(lengths, dtype, "cuda", kv_heads=kv_heads)
+
+
+@dtypes
+@pytest.mark.parametrize("quantised", [False, True])
+@pytest.mark.parametrize("dropped", ["none", "shared", "each"])
+def test_frozen_linear(dtype: torch.dtype, quantised: bool, dropped: str) -> None:
+    weight_NK = cases.random(123, 100, dtype=torch.float32, device="cuda", seed=5, grad=False)
+    cases.check_frozen_linear(quantize_nf4(weight_NK) if quantised else weight_NK, dtype, "cuda", dropped=dropped)
+
+
+@dtypes
+@pytest.mark.parametrize(("rows", "vocabulary", "chunk_rows"), [(1, 63, 8), (63, 100, 16), (123, 431, 123)])
+def test_linear_cross_entropy(rows: int, vocabulary: int, chunk_rows: int, dtype: torch.dtype) -> None:
+    cases.check_cross_entropy(rows, vocabulary, dtype, "cuda", chunk_rows)
+
+
+@dtypes
+@pytest.mark.parametrize("shape", [(1, 1), (63, 100), (123, 431), (4096, 1024)], ids=str)
+@pytest.mark.parametrize("double", [False, True])
+def test_dequantise_equals_the_cpu(shape: tuple[int, int], dtype: torch.dtype, double: bool) -> None:
+    weight = quantize_nf4(cases.random(*shape, dtype=torch.float32, device="cpu", seed=0, grad=False), double=double)
+    there = weight.to("cuda")
+    expected = dequantize_nf4(weight, dtype)
+    by_torch = torch.empty(weight.numel, dtype=dtype, device="cuda")
+    nf4.dequantize_torch(there, by_torch)
+    assert torch.equal(dequantize_nf4(there, dtype).cpu(), expected)
+    assert torch.equal(by_torch.view(shape).cpu(), expected)
+
+
+def test_dequantise_joined_parts() -> None:
+    parts = [
+        quantize_nf4(cases.random(rows, 128, dtype=torch.float32, device="cuda", seed=rows, grad=False))
+        for rows in (128, 128, 77)
+    ]
+    joined = join_rows(parts)
+    assert joined.offset is not None and joined.offset.ndim == 1
+    assert torch.equal(dequantize_nf4(joined), torch.cat([dequantize_nf4(part) for part in parts]))
+
+
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+def test_codes_equal_the_cuda_backend_of_bitsandbytes(dtype: torch.dtype, double: bool) -> None:
+    functional = pytest.importorskip("bitsandbytes.functional")
+    weight = cases.random(1024, 1024, dtype=dtype, device="cuda", seed=0, grad=False)
+    weight[3] = 0.0
+    codes, state = functional.quantize_4bit(weight, blocksize=64, compress_statistics=double, quant_type="nf4")
+    ours = quantize_nf4(weight, double=double)
+    assert torch.equal(ours.codes, codes.view(-1))
+    assert torch.equal(ours.absmax, state.absmax)
+    assert torch.equal(dequantize_nf4(ours), functional.dequantize_4bit(codes, state))

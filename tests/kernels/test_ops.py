@@ -1,0 +1,54 @@
+"""Every op on the CPU: forward and all gradients within the one tolerance, odd shapes, gaps between rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kernels import op_cases as cases
+
+from whippet.kernels.nf4 import quantize_nf4
+
+dtypes = pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+shapes = pytest.mark.parametrize("shape", cases.SHAPES, ids=str)
+
+
+@dtypes
+@shapes
+@pytest.mark.parametrize("strided", [False, True])
+def test_rms_norm(shape: tuple[int, int], dtype: torch.dtype, strided: bool) -> None:
+    cases.check_rms_norm(shape, dtype, "cpu", strided=strided)
+
+
+@dtypes
+@pytest.mark.parametrize(("num_tokens", "head_dim"), [(1, 64), (63, 20), (123, 16)])
+@pytest.mark.parametrize("strided", [False, True])
+def test_rope(num_tokens: int, head_dim: int, dtype: torch.dtype, strided: bool) -> None:
+    cases.check_rope(num_tokens, head_dim, dtype, "cpu", strided=strided)
+
+
+@dtypes
+@shapes
+@pytest.mark.parametrize("strided", [False, True])
+def test_silu_mul(shape: tuple[int, int], dtype: torch.dtype, strided: bool) -> None:
+    cases.check_silu_mul(shape, dtype, "cpu", strided=strided)
+
+
+@dtypes
+@pytest.mark.parametrize("lengths", [(63,), (5, 5, 5), (7, 1, 1, 0, 30, 12)], ids=str)
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_packed_attention(lengths: tuple[int, ...], kv_heads: int, dtype: torch.dtype) -> None:
+    cases.check_attention(lengths, dtype, "cpu", kv_heads=kv_heads)
+
+
+@dtypes
+@pytest.mark.parametrize("nf4", [False, True])
+@pytest.mark.parametrize("dropped", ["none", "shared", "each"])
+def test_frozen_linear(dtype: torch.dtype, nf4: bool, dropped: str) -> None:
+    weight_NK = cases.random(123, 100, dtype=torch.float32, device="cpu", seed=5, grad=False)
+    cases.check_frozen_linear(quantize_nf4(weight_NK) if nf4 else weight_NK, dtype, "cpu", dropped=dropped)
+
+
+@dtypes
+@pytest.mark.parametrize(("rows", "vocabulary", "chunk_rows"), [(1, 63, 8), (63, 100, 16), (123, 431, 123)])
+def test_linear_cross_entropy(rows: int, vocabulary: int, chunk_rows: int, dtype: torch.dtype) -> None:
+    cases.check_cross_entropy(rows, vocabulary, dtype, "cpu", chunk_rows)

@@ -1,0 +1,22 @@
+"""Runs ``interpreted.py`` with Triton's interpreter switched on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from whippet.kernels import triton_jit
+
+
+@pytest.mark.skipif(triton_jit.triton is None, reason="triton is not installed")
+def test_kernels_under_the_interpreter() -> None:
+    cases = Path(__file__).with_name("interpreted.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(cases)]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    root = Path(__file__).parents[2]
+    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]

@@ -1,0 +1,100 @@
+"""Reading an exported folder back: are its tensors, its tokenizer and its answers those of the model that was trained?
+
+Comes in: what was to be written (a ``Ledger`` filled while it was, the tokenizer, reference logits) and the folder. Goes
+out: a ``Comparison``, or a GateError that names the first thing that is not as it was meant. Nothing here trusts the
+writer: names, shapes and bytes are read from the files. P: positions. V: vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from whippet.chat.messages import Message
+from whippet.chat.render import Renderer
+from whippet.chat.tokenizer import Tokenizer
+from whippet.errors import DataError, GateError
+from whippet.model.decoder import Decoder
+from whippet.report.compare import PROMPTS, QUESTIONS
+from whippet.weights.files import read_json
+from whippet.weights.hf import CheckpointReader
+
+
+@dataclass
+class Ledger:
+    """What was handed to the writer: a digest of each tensor, and how much it was."""
+
+    digests: dict[str, str] = field(default_factory=dict)
+    num_parameters: int = 0
+
+    def watched(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """The same tensors, noted as they pass. Raises GateError for one with a value that is not finite."""
+        for name, tensor in tensors:
+            if not tensor.isfinite().all():
+                advice = "; its values are too large for fp16, use --dtype bf16" if tensor.dtype == torch.float16 else ""
+                raise GateError(f"{name} holds values that are not finite in {tensor.dtype}{advice}")
+            self.digests[name] = digest(tensor)
+            self.num_parameters += tensor.numel()
+            yield name, tensor
+
+
+def digest(tensor: Tensor) -> str:
+    """A fingerprint of dtype, shape and bytes."""
+    seal = hashlib.blake2b(f"{tensor.dtype}{list(tensor.shape)}".encode(), digest_size=16)
+    seal.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return seal.hexdigest()
+
+
+def check_tensors(folder: Path, ledger: Ledger) -> None:
+    """Every tensor in the files is the one that was handed over, and there is no other."""
+    with CheckpointReader(folder) as reader:
+        if stray := sorted(set(reader.tensors) ^ set(ledger.digests)):
+            raise GateError(f"{folder}: {stray[0]!r} is {'extra' if stray[0] in reader.tensors else 'missing'}")
+        for name, wanted in ledger.digests.items():
+            if digest(reader.tensor(name)) != wanted:
+                raise GateError(f"{folder}: {name} is not what was written")
+
+
+def check_words(folder: Path, tokenizer: Tokenizer, renderer: Renderer) -> None:
+    """The folder's tokenizer gives the same ids, its template is there twice and equal, and it stops where it should."""
+    written = Tokenizer.load(folder)
+    for text in (*PROMPTS, *QUESTIONS):
+        if written.encode(text, special_tokens=True) != tokenizer.encode(text, special_tokens=True):
+            raise GateError(f"{folder}: the tokenizer reads {text!r} differently")
+    if renderer.template is not None:
+        held = read_json(folder / "tokenizer_config.json").get("chat_template")
+        if (folder / "chat_template.jinja").read_text(encoding="utf-8") != renderer.template.source != held:
+            raise GateError(f"{folder}: the chat template is not the one that was trained with")
+    stops = read_json(folder / "generation_config.json").get("eos_token_id")
+    listed = frozenset(stops if isinstance(stops, list) else [] if stops is None else [stops])
+    if listed != renderer.stop_ids:
+        raise GateError(f"{folder}: generation_config.json stops at {sorted(listed)}, not {sorted(renderer.stop_ids)}")
+
+
+def probes(renderer: Renderer, context: int) -> list[list[int]]:
+    """The fixed texts as ids, and the fixed questions where the template can ask them."""
+    found = [renderer.tokenizer.encode(text, special_tokens=True) for text in PROMPTS]
+    for question in QUESTIONS if renderer.template is not None else ():
+        try:
+            found.append(renderer.prompt_ids([Message("user", question)]))
+        except DataError:
+            # Some templates want more than one bare question; the plain texts are compared all the same.
+            continue
+    return [ids[:context] for ids in found if ids]
+
+
+@torch.no_grad()
+def probe_logits(decoder: Decoder, prompts: Sequence[Sequence[int]]) -> Tensor:
+    """Logits after every token of every prompt: fp32 ``[P, V]`` on the CPU, the prompts packed into one stream."""
+    device = decoder.device
+    lengths = torch.tensor([len(ids) for ids in prompts])
+    borders = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]).to(torch.int32).to(device)
+    ids_P = torch.tensor([token for ids in prompts for token in ids], device=device)
+    positions_P = torch.cat([torch.arange(int(length)) for length in lengths]).to(device)
+    hidden_PH = decoder(ids_P, positions_P, borders, int(lengths.max()))
+    return torch.cat([decoder.logits(rows).cpu() for rows in hidden_PH.split(128)])
