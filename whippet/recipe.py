@@ -108,7 +108,9 @@ def check(recipe: Recipe, where: str = "recipe") -> Recipe:
         wanted(getattr(train, key) >= 0, f"train.{key}", getattr(train, key), "0 or more")
     wanted(train.keep >= 1, "train.keep", train.keep, "1 or more")
     if train.method == "full":
-        wanted(model.base in ("auto", "fp32"), "model.base", model.base, 'fp32 (master weights) with train.method = "full"')
+        wanted(
+            model.base in ("auto", "fp32"), "model.base", model.base, 'fp32 (master weights) with train.method = "full"'
+        )
         wanted(lora == LoraOptions(), "lora", dataclasses.asdict(lora), 'left out with train.method = "full"')
     parse_bytes(recipe.memory.budget, "memory.budget")
     return recipe

@@ -1,13 +1,14 @@
 """Reading an exported folder back: are its tensors, its tokenizer and its answers those of the model that was trained?
 
-Comes in: what was to be written (a ``Ledger`` filled while it was, the tokenizer, reference logits) and the folder. Goes
-out: a ``Comparison``, or a GateError that names the first thing that is not as it was meant. Nothing here trusts the
-writer: names, shapes and bytes are read from the files. P: positions. V: vocabulary.
+Comes in: what was to be written (a ``Ledger`` filled while it was, the renderer) and the folder. Goes out: nothing, or
+a GateError that names the first thing that is not as it was meant; and the logits by which two models are compared.
+Nothing here trusts the writer: names, shapes and bytes are read from the files. P: positions. V: vocabulary.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +21,11 @@ from whippet.chat.render import Renderer
 from whippet.chat.tokenizer import Tokenizer
 from whippet.errors import DataError, GateError
 from whippet.model.decoder import Decoder
+from whippet.model.projection import Projection
 from whippet.report.compare import PROMPTS, QUESTIONS
 from whippet.weights.files import read_json
 from whippet.weights.hf import CheckpointReader
+from whippet.weights.names import table
 
 
 @dataclass
@@ -36,7 +39,9 @@ class Ledger:
         """The same tensors, noted as they pass. Raises GateError for one with a value that is not finite."""
         for name, tensor in tensors:
             if not tensor.isfinite().all():
-                advice = "; its values are too large for fp16, use --dtype bf16" if tensor.dtype == torch.float16 else ""
+                advice = (
+                    "; its values are too large for fp16, use --dtype bf16" if tensor.dtype == torch.float16 else ""
+                )
                 raise GateError(f"{name} holds values that are not finite in {tensor.dtype}{advice}")
             self.digests[name] = digest(tensor)
             self.num_parameters += tensor.numel()
@@ -46,7 +51,7 @@ class Ledger:
 def digest(tensor: Tensor) -> str:
     """A fingerprint of dtype, shape and bytes."""
     seal = hashlib.blake2b(f"{tensor.dtype}{list(tensor.shape)}".encode(), digest_size=16)
-    seal.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    seal.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return seal.hexdigest()
 
 
@@ -60,20 +65,42 @@ def check_tensors(folder: Path, ledger: Ledger) -> None:
                 raise GateError(f"{folder}: {name} is not what was written")
 
 
-def check_words(folder: Path, tokenizer: Tokenizer, renderer: Renderer) -> None:
-    """The folder's tokenizer gives the same ids, its template is there twice and equal, and it stops where it should."""
-    written = Tokenizer.load(folder)
+def check_words(folder: Path, renderer: Renderer, pad_token: str | None) -> None:
+    """The folder's tokenizer gives the same ids, its template is there twice, equal, and replies end as they should."""
+    written, tokenizer = Tokenizer.load(folder), renderer.tokenizer
+    named = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token if pad_token is None else pad_token)
+    if (written.bos_token, written.eos_token, written.pad_token) != named:
+        raise GateError(f"{folder}: the special tokens are not {named}")
     for text in (*PROMPTS, *QUESTIONS):
         if written.encode(text, special_tokens=True) != tokenizer.encode(text, special_tokens=True):
             raise GateError(f"{folder}: the tokenizer reads {text!r} differently")
     if renderer.template is not None:
         held = read_json(folder / "tokenizer_config.json").get("chat_template")
-        if (folder / "chat_template.jinja").read_text(encoding="utf-8") != renderer.template.source != held:
+        beside = (folder / "chat_template.jinja").read_bytes().decode("utf-8")
+        if not beside == held == renderer.template.source:
             raise GateError(f"{folder}: the chat template is not the one that was trained with")
     stops = read_json(folder / "generation_config.json").get("eos_token_id")
     listed = frozenset(stops if isinstance(stops, list) else [] if stops is None else [stops])
     if listed != renderer.stop_ids:
         raise GateError(f"{folder}: generation_config.json stops at {sorted(listed)}, not {sorted(renderer.stop_ids)}")
+
+
+@torch.no_grad()
+def bases_distance(decoder: Decoder, folder: Path) -> float:
+    """How far the base that the decoder holds is from the weights in ``folder``: ``‖held - stored‖ / ‖stored‖`` over
+    all projections, adapters left out."""
+    apart = whole = 0.0
+    with CheckpointReader(folder) as reader:
+        for entry in table(decoder.config):
+            if not entry.quantisable:
+                continue
+            projection = decoder.get_submodule(entry.ours.removesuffix(".weight"))
+            assert isinstance(projection, Projection)
+            for name, held in entry.split(projection.weight_fp32()):
+                stored = reader.tensor(name, held.device).float()
+                apart += float((held - stored).double().square().sum())
+                whole += float(stored.double().square().sum())
+    return math.sqrt(apart / whole) if whole else 0.0
 
 
 def probes(renderer: Renderer, context: int) -> list[list[int]]:

@@ -197,7 +197,8 @@ BOMBS = {
     "sum of lists": "{{ ([[1] * 99] * 99)|sum(start=[]) }}",
     "hash collisions": "{% set x = dict(range(9999)|map('int')|list|batch(2)) %}" + LOOP
     + "{{ (range(9999)|list)|unique|list }}{% endfor %}",
-    "output in a macro": "{% set x = 'a' * 10**6 %}{% macro m() %}" + LOOP + "{{ x }}{% endfor %}{% endmacro %}{{ m() }}",
+    "output in a macro": "{% set x = 'a' * 10**6 %}{% macro m() %}" + LOOP
+    + "{{ x }}{% endfor %}{% endmacro %}{{ m() }}",
     "output in a set block": "{% set x = 'a' * 10**6 %}{% set y %}" + LOOP + "{{ x }}{% endfor %}{% endset %}",
     "output": "{% set x = 'a' * 10**6 %}" + LOOP + "{{ x }}{% endfor %}",
     "static output": "{% macro m() %}" + LOOP * 2 + "a" * 9999 + "{% endfor %}" * 2 + "{% endmacro %}{{ m() }}",

@@ -11,7 +11,7 @@ from helpers_infer import CHAT, write_checkpoint
 
 import whippet
 from whippet.chat.messages import Conversation, Message
-from whippet.errors import ModelError, UsageError
+from whippet.errors import DataError, ModelError, UsageError
 from whippet.infer.dense import make_dense
 from whippet.infer.model import Model
 from whippet.infer.sampling import Sampling
@@ -114,6 +114,12 @@ def test_arguments_are_checked(model: Model) -> None:
         model.generate("x", temprature=1)
     with pytest.raises(UsageError, match="tools need messages"):
         model.generate("x", tools=[{"type": "function"}])
+
+
+def test_half_a_character_from_the_command_line_is_refused(model: Model) -> None:
+    for ask in (model.generate, model.chat):
+        with pytest.raises(DataError, match="half of a UTF-16 pair"):
+            ask("caf\udce9")
 
 
 def test_a_base_model_continues_but_does_not_chat(tmp_path: Path) -> None:

@@ -27,8 +27,15 @@ def test_a_weight_that_is_not_finite_is_refused_by_name(bad: float, dtype: torch
 
 
 def test_other_dtypes_are_refused() -> None:
-    with pytest.raises(ModelError, match="met torch.float64"):
+    with pytest.raises(ModelError, match=r"met torch\.float64"):
         quantize_nf4(weights(4, 64).double())
+
+
+def test_weights_whose_mean_absmax_overflows_are_refused() -> None:
+    weight = torch.full((4, 64), 3e38)
+    with pytest.raises(ModelError, match="too large to be quantised doubly"):
+        quantize_nf4(weight)
+    assert dequantize_nf4(quantize_nf4(weight, double=False)).isfinite().all()
 
 
 def test_parts_of_the_wrong_size_are_refused() -> None:

@@ -37,14 +37,15 @@ def kept_by(function: Callable[[], Tensor]) -> list[Tensor]:
 
 
 class Largest(TorchDispatchMode):
-    """Records the most elements that any result of an operation had."""
+    """Records the most elements that any result of an operation had, and counts matrix products."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.numel = 0
+        self.numel = self.products = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        self.products += func.overloadpacket is torch.ops.aten.mm
         if isinstance(result, Tensor):
             self.numel = max(self.numel, result.numel())
         return result
@@ -140,6 +141,15 @@ def test_the_chunk_size_changes_no_row() -> None:
     hidden, head, labels = normal(50, 16), normal(30, 16, seed=1), torch.arange(50) % 30
     whole, rows = (linear_cross_entropy(hidden, head, labels, torch.ones(50), size) for size in (50, 7))
     assert_accurate(rows.logprobs_N, whole.logprobs_N, whole.logprobs_N.double())
+
+
+def test_without_grad_no_gradient_is_formed() -> None:
+    hidden, head = normal(50, 8, grad=True), normal(400, 8, seed=1, grad=True)
+    with torch.no_grad(), Largest() as without:
+        linear_cross_entropy(hidden, head, torch.arange(50), torch.ones(50), 2)
+    with Largest() as with_grad:
+        linear_cross_entropy(hidden, head, torch.arange(50), torch.ones(50), 2)
+    assert (without.products, with_grad.products) == (25, 75)
 
 
 def test_no_supervised_rows_give_zero_and_a_zero_gradient() -> None:

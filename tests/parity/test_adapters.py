@@ -56,12 +56,12 @@ def test_peft_reads_ours(options: LoraOptions, base: Path, tmp_path: Path) -> No
     model = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(base), tmp_path).eval()
     with torch.no_grad():
         wanted = model(IDS[None]).logits[0]
-    assert (logits(decoder, IDS) - wanted).abs().max() <= 2e-6
+    assert (logits(decoder, IDS) - wanted).abs().max() <= 1e-5
     plain = logits(load_decoder(base), IDS)
     assert (plain - wanted).abs().max() > 1e-2
     with lora.disabled(decoder):
         assert torch.equal(logits(decoder, IDS), plain)
-    assert (logits(decoder, IDS) - wanted).abs().max() <= 2e-6
+    assert (logits(decoder, IDS) - wanted).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: f"r{options.r}")
@@ -95,7 +95,7 @@ def test_ours_reads_peft(options: dict[str, Any], base: Path, tmp_path: Path) ->
         wanted = model(IDS[None]).logits[0]
     decoder = load_decoder(base)
     load_adapter(decoder, tmp_path)
-    assert (logits(decoder, IDS) - wanted).abs().max() <= 2e-6
+    assert (logits(decoder, IDS) - wanted).abs().max() <= 1e-5
 
 
 def test_a_merged_checkpoint_equals_the_adapter(base: Path, tmp_path: Path) -> None:

@@ -119,11 +119,13 @@ def test_the_payloads_are_live(tmp_path: Path) -> None:
 def test_a_gzipped_pickle_is_not_opened(tmp_path: Path, suffix: str) -> None:
     body = gzip.compress(pickle.dumps(Payload(tmp_path / "canary", 0)))
     with pytest.raises(WhippetError):
-        load_decoder(folder_with(tmp_path, f"model.safetensors{suffix}", body), base="fp32", compute="fp32", device="cpu")
+        load_decoder(
+            folder_with(tmp_path, f"model.safetensors{suffix}", body), base="fp32", compute="fp32", device="cpu"
+        )
     assert not (tmp_path / "canary").exists()
 
 
-FUZZ = '''
+FUZZ = """
 import json, random, sys, time
 from pathlib import Path
 import torch
@@ -171,7 +173,7 @@ for config, tokenizer_config in configs[:count]:
             outcomes["refused"] += 1
     slowest = max(slowest, time.perf_counter() - start)
 print(json.dumps({"seen": seen, "slowest": slowest, **outcomes}))
-'''
+"""
 
 ODD_VALUES = [
     None, True, -1, 0, 1, 1.5, 10**12, 2**63, 1e400, "", "x", "../../x", "evil.py", "__import__('os')", [], {}, [[]],

@@ -46,7 +46,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     tokenizer_json = _read_bounded(folder / "tokenizer.json", MAX_TOKENIZER_BYTES)
     if tokenizer_json is None:
         raise ModelError(f"{folder} has no tokenizer.json, which whippet needs to read its tokenizer")
-    _parse_object(folder / "tokenizer.json", tokenizer_json)
+    _check_model(folder / "tokenizer.json", tokenizer_json)
     config = _read_object(folder / "tokenizer_config.json")
     special = _read_object(folder / "special_tokens_map.json")
     model = _read_object(folder / "config.json")
@@ -73,6 +73,14 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         chat_template=_chat_template(folder, config),
         model_max_length=int(length) if isinstance(length, int | float) and 0 < length < UNBOUNDED_LENGTH else 10**30,
     )
+
+
+def _check_model(path: Path, raw: bytes) -> None:
+    """Refuse what the tokenizers library does not survive: it cuts merges at the length of this prefix, unchecked,
+    and ends the process. No byte-level or SentencePiece vocabulary has such a prefix."""
+    model = _parse_object(path, raw).get("model")
+    if isinstance(model, dict) and model.get("type") != "WordPiece" and model.get("continuing_subword_prefix"):
+        raise ModelError(f"{path}: a BPE with continuing_subword_prefix is not supported")
 
 
 def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:

@@ -109,24 +109,24 @@ class Renderer:
         spans: dict[int, tuple[int, int]] = {}
         if len(rendered.marks) == len(answers):
             spans = dict(zip(answers, rendered.marks, strict=True))
-        marked = frozenset(
-            turn for turn, (start, end) in spans.items() if rendered.text[start:end].rstrip().endswith(self._ends)
-        )
+        ended = [turn for turn, span in spans.items() if rendered.text[slice(*span)].rstrip().endswith(self._ends)]
         wanted = [turn for turn in (range(len(roles)) if all_authors else answers) if turn not in spans]
-        spans |= find_spans(rendering, wanted, self._ends)
-        for turn in answers:
-            if turn not in marked:
-                spans[turn] = self._with_end(rendered.text, spans[turn], turn)
+        spans = find_spans(rendering, wanted, self._ends) | spans
         check_complete(rendering, spans)
+        for turn in answers:
+            if turn not in ended:
+                spans[turn] = self._with_end(rendered.text, spans[turn], turn)
         ids, offsets = self.tokenizer.encode_spans(rendered.text)
         self._check_bos(ids)
         tokens = _blank(ids, rendered.text)
         starts, ends = _columns(offsets)
         swallowing = np.isin(tokens.ids, self._swallowing)
-        for turn, (start, end) in spans.items():
-            inside = (starts < end) & (ends > start) & ~(swallowing & (starts < start))
-            tokens.authors[inside] = AUTHORS[roles[turn]]
-            tokens.turns[inside] = turn
+        for turn in range(len(roles)) if all_authors else answers:
+            if turn in spans:
+                start, end = spans[turn]
+                inside = (starts < end) & (ends > start) & ~(swallowing & (starts < start))
+                tokens.authors[inside] = AUTHORS[roles[turn]]
+                tokens.turns[inside] = turn
         return tokens
 
     def _with_end(self, text: str, span: tuple[int, int], turn: int) -> tuple[int, int]:

@@ -1,9 +1,10 @@
 """Jinja for templates that come from strangers: what they may reach, and what they may spend.
 
 ``Sandbox`` is Jinja's immutable sandbox made narrower: methods and filters by allow-list (``sandbox_filters.py``), no
-includes, imports or blocks, and a pass over the syntax tree that puts a ``Budget`` (``budget.py``) under every loop,
-macro, literal, operator, filter and call. What it renders is what transformers renders for the same template: the
-same whitespace rules, ``tojson``, ``raise_exception``, ``strftime_now``, loop controls, ``{% generation %}`` blocks.
+includes, imports or blocks, and a pass over the syntax tree (``sandbox_syntax.py``) that puts a ``Budget``
+(``budget.py``) under every loop, macro, literal, operator, filter and call. What it renders is what transformers
+renders for the same template: the same whitespace rules, ``tojson``, ``raise_exception``, ``strftime_now``, loop
+controls, ``{% generation %}`` blocks.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from jinja2.parser import Parser
 from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
-from jinja2.visitor import NodeTransformer
 
 from whippet.chat.budget import TICK_BYTES, Budget
 from whippet.chat.sandbox_filters import call_text_method, guarded_filters
+from whippet.chat.sandbox_syntax import guarded
 
 MAX_STRFTIME = 128
 MAX_TOKENS = 12_000
@@ -48,20 +49,12 @@ REACHABLE: tuple[tuple[type, frozenset[str]], ...] = (
     (str, TEXT_METHODS),
     (dict, frozenset(("copy", "get", "items", "keys", "values"))),
     (list, frozenset(("copy", "count", "index"))),
-    (tuple, frozenset(("count", "index"))),
+    (tuple, frozenset(("count", "grouper", "index", "list"))),  # two of them name the fields of groupby's pairs
     (float, frozenset(("is_integer",))),
     (LoopContext, LOOP_NAMES),
     (Macro, frozenset(("arguments", "caller", "catch_kwargs", "catch_varargs", "name"))),
 )
 HIDDEN_ARGUMENTS = ("_loop_vars", "_block_vars")  # what compiled templates pass along for functions that ask for it
-REFUSED_NODES = (
-    nodes.Block,
-    nodes.Extends,
-    nodes.Include,
-    nodes.Import,
-    nodes.FromImport,
-    nodes.ScopedEvalContextModifier,
-)
 
 
 class _Rendering(threading.local):
@@ -122,15 +115,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self._local.marks.append((self._local.emitted, text))
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        tree = super()._parse(source, name, filename)
-        for node in tree.find_all(REFUSED_NODES):
-            raise SecurityError(f"line {node.lineno}: a chat template may not use {type(node).__name__.lower()}")
-        for loop in tree.find_all(nodes.For):
-            if loop.recursive:
-                raise SecurityError(f"line {loop.lineno}: a chat template may not use a recursive loop")
-        guarded = GUARDS.visit(tree)
-        assert isinstance(guarded, nodes.Template)
-        return guarded
+        return guarded(super()._parse(source, name, filename))
 
     def _tokenize(
         self, source: str, name: str | None, filename: str | None = None, state: str | None = None
@@ -198,7 +183,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         made: dict[Any, Any] = {}
         for key, value in self.budget.watch(pairs.items() if isinstance(pairs, dict) else pairs):
             made[key] = value
-        return made | named
+        return self.budget.accept(made | named)  # type: ignore[no-any-return]
 
     def _strftime_now(self, form: str) -> str:
         if not isinstance(form, str) or len(form) > MAX_STRFTIME:
@@ -240,48 +225,6 @@ class GenerationMarks(Extension):
         assert isinstance(sandbox, Sandbox)
         sandbox.mark(text)
         return text
-
-
-class _Guards(NodeTransformer):
-    """Rewrites a template's syntax tree so that the sandbox's ``guard_`` methods see what it makes."""
-
-    def visit_For(self, node: nodes.For) -> nodes.Node:
-        self.generic_visit(node)
-        node.iter = _guard("guard_loop", node.iter)
-        return node
-
-    def visit_Macro(self, node: nodes.Macro) -> nodes.Node:
-        self.generic_visit(node)
-        node.body.insert(0, nodes.ExprStmt(_guard("guard_tick"), lineno=node.lineno))
-        return node
-
-    def visit_List(self, node: nodes.Literal) -> nodes.Node:
-        self.generic_visit(node)
-        return _guard("guard_value", node)
-
-    visit_Dict = visit_List
-
-    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
-        return self.visit_List(node) if node.ctx == "load" else node
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
-        self.generic_visit(node)
-        return _guard("guard_concat", nodes.List(node.nodes, lineno=node.lineno))
-
-    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
-        self.generic_visit(node)
-        if not isinstance(node.arg, nodes.Slice):
-            return node
-        bounds = (node.arg.start, node.arg.stop, node.arg.step)
-        return _guard("guard_slice", node.node, *(bound or nodes.Const(None) for bound in bounds))
-
-
-GUARDS = _Guards()
-
-
-def _guard(method: str, *values: nodes.Node) -> nodes.Call:
-    line = values[0].lineno if values else 0
-    return nodes.Call(nodes.EnvironmentAttribute(method), [*values], [], None, None, lineno=line)
 
 
 def _bounded(tokens: Iterable[Token]) -> Iterator[Token]:

@@ -47,40 +47,45 @@ class Rendering:
 
 
 def find_spans(rendering: Rendering, wanted: Collection[int], ends: Collection[str]) -> dict[int, tuple[int, int]]:
-    """The span of each message in ``wanted`` (indices). ``ends`` are the texts that may end a turn.
+    """The span of each message in ``wanted`` (indices), and of others where it is found on the way. ``ends`` are the
+    texts that may end a turn.
 
-    DataError names a message whose place cannot be told, as with a template that leaves it out.
+    DataError names an assistant's message whose place cannot be told; that of another message may be missing.
     """
     if not wanted:
         return {}
     marker = _unused_character(rendering)
-    plain = [turn for turn in wanted if not rendering.conversation.messages[turn].tool_calls]
-    found = _walk(rendering, plain, marker)
+    messages = rendering.conversation.messages
+    plain = [turn for turn, message in enumerate(messages) if not message.tool_calls]
+    answers = [turn for turn in plain if messages[turn].role == "assistant"]
+    found = _walk(rendering, plain, marker) or _walk(rendering, answers, marker)
     for turn in wanted:
-        if turn not in found:
-            span = _alone(rendering, turn, marker) or _between(rendering, turn, ends)
-            if span is None:
-                role = rendering.conversation.messages[turn].role
-                name = rendering.template.name
-                raise DataError(f"chat template {name}: cannot tell where message {turn} ({role}) stands in its text")
+        if turn in found:
+            continue
+        span = _alone(rendering, turn, marker) or _between(rendering, turn, ends)
+        if span is not None:
             found[turn] = span
+        elif messages[turn].role == "assistant":
+            name = rendering.template.name
+            raise DataError(f"chat template {name}: cannot tell where message {turn} (assistant) stands in its text")
     return found
 
 
-def check_complete(rendering: Rendering, spans: Mapping[int, tuple[int, int]]) -> None:
+def check_complete(rendering: Rendering, found: Mapping[int, tuple[int, int]]) -> None:
     """Raise DataError if the template leaves out a message, a tool call or the tools: templates skip what they do not
-    know without a word. ``spans`` are those of the assistant's turns at least."""
+    know without a word. ``found`` are the spans that are known, the assistant's turns among them."""
     text, name = rendering.text, rendering.template.name
+    marker = _unused_character(rendering)
     for turn, message in enumerate(rendering.conversation.messages):
-        shown = text[slice(*spans[turn])] if turn in spans else text
         for call in message.tool_calls:
-            if call.name not in shown:
+            if call.name not in text[slice(*found[turn])]:
                 raise DataError(f"chat template {name} leaves out the tool call of message {turn} ({call.name})")
-        if not message.content.strip() or message.content.strip() in text:
+        proven = turn in found and not message.tool_calls
+        if proven or not message.content.strip():
             continue
-        marker = _unused_character(rendering)
         if marker not in rendering.again({turn: replace(message, content=marker)}):
-            raise DataError(f"chat template {name} leaves out message {turn} ({message.role})")
+            what = "the text beside the tool calls of message" if message.tool_calls else "message"
+            raise DataError(f"chat template {name} leaves out {what} {turn} ({message.role})")
     tools = [str(tool.get("function", tool).get("name", "")) for tool in rendering.conversation.tools]
     if tools and not any(tool in text for tool in tools):
         raise DataError(f"chat template {name} leaves out the tools ({', '.join(tools)[:80]})")

@@ -78,9 +78,9 @@ class ChatTemplate:
         """``render_marked`` for messages in the form that templates see."""
         sandbox = self._template.environment
         assert isinstance(sandbox, Sandbox)
-        sandbox.spend(Budget((messages, tools)), now)
         parts: list[str] = []
         try:
+            sandbox.spend(Budget((messages, tools)), now)
             stream = self._template.generate(
                 messages=messages,
                 tools=tools or None,
@@ -95,7 +95,7 @@ class ChatTemplate:
         except SecurityError as error:
             raise ModelError(f"chat template {self.name} was stopped: {error}") from error
         except TemplateError as error:
-            raise DataError(f"chat template {self.name} cannot render this conversation: {error}") from error
+            raise DataError(f"chat template {self.name} cannot render this conversation: {str(error)[:500]}") from error
         except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise DataError(f"chat template {self.name} fails on this conversation: {_line(error)}") from error
         except (RuntimeError, MemoryError) as error:

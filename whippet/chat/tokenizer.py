@@ -63,10 +63,7 @@ class Tokenizer:
     def load(cls, folder: Path) -> Tokenizer:
         """Read the tokenizer of the checkpoint in ``folder``; ModelError names the file that is missing or broken."""
         files = read_tokenizer_files(Path(folder))
-        try:
-            core = tokenizers.Tokenizer.from_str(files.tokenizer_json.decode("utf-8"))
-        except Exception as error:  # the library's own class for every malformed file
-            raise ModelError(f"{files.folder / 'tokenizer.json'} cannot be read: {error}") from error
+        core = _build(files)
         for token_id, token in sorted(files.added_tokens.items()):
             _add_missing_token(core, token_id, token, files.folder)
         return cls(core, files)
@@ -200,10 +197,24 @@ class TextStream:
         return new
 
     def _forget(self, text: str) -> None:
-        """Keep only the newest whole tokens as context, so that the cost of a token does not grow with the text."""
-        self._ids = self._ids[self._context :]
+        """Keep only the newest tokens that show as text, so that the cost of a token does not grow with the text."""
+        newest = self._ids[self._context :]
+        shown = self._tokenizer.decode(newest, skip_special=self._skip_special)
+        self._ids, self._shown = (newest, shown) if shown else (self._ids, text)
         self._context = len(self._ids)
-        self._shown = self._tokenizer.decode(self._ids, skip_special=self._skip_special) if self._context else text
+
+
+def _build(files: TokenizerFiles) -> tokenizers.Tokenizer:
+    """The library's tokenizer, after a first use: what is wrong with a file may show only then."""
+    try:
+        core = tokenizers.Tokenizer.from_str(files.tokenizer_json.decode("utf-8"))
+        core.decode(core.encode("a é", add_special_tokens=True).ids)
+    except BaseException as error:
+        # The library raises bare Exception for a malformed file, and a panic of its Rust code is a BaseException.
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise ModelError(f"{files.folder / 'tokenizer.json'} cannot be read: {str(error)[:300]}") from error
+        raise
+    return core
 
 
 def _add_missing_token(core: tokenizers.Tokenizer, token_id: int, token: dict[str, Any], folder: Path) -> None:

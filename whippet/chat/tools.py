@@ -22,7 +22,9 @@ from whippet.errors import UsageError
 SCALARS: dict[Any, str] = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 SECTION = re.compile(r"^(Args|Arguments|Parameters|Returns|Raises|Yields|Examples?|Notes?):\s*$", re.MULTILINE)
 ARGUMENT = re.compile(r"^(\w+)\s*(?:\([^)]*\))?:\s*(.*)$")
-BLOCK = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
+OPEN = re.compile(r"<tool_call>\s*(?=\{)")
+CLOSE = re.compile(r"\s*</tool_call>")
+DECODER = json.JSONDecoder()
 PYTHON_TAG = "<|python_tag|>"
 
 
@@ -53,24 +55,41 @@ def schema(function: Callable[..., Any]) -> dict[str, Any]:
 def parse_reply(text: str) -> Message:
     """The assistant's message that ``text`` stands for."""
     stripped = text.strip()
-    blocks = BLOCK.findall(stripped)
-    if blocks:
-        calls = [_call(block) for block in blocks]
-        if all(call is not None for call in calls):
-            content = BLOCK.sub("", stripped).strip()
-            return Message("assistant", content, tuple(call for call in calls if call is not None))
-    call = _call(stripped.removeprefix(PYTHON_TAG).strip())
-    if call is not None:
-        return Message("assistant", "", (call,))
-    return Message("assistant", text)
+    content, calls = _blocks(stripped)
+    if not calls:
+        content = ""
+        call = _call(stripped.removeprefix(PYTHON_TAG).strip())
+        calls = [] if call is None else [call]
+    return Message("assistant", content, tuple(calls)) if calls else Message("assistant", text)
+
+
+def _blocks(text: str) -> tuple[str, list[ToolCall]]:
+    """What stands outside ``<tool_call>`` blocks, and the calls inside; no calls if one block is malformed."""
+    outside, *blocks = OPEN.split(text)
+    calls: list[ToolCall] = []
+    for block in blocks:
+        try:
+            value, end = DECODER.raw_decode(block)
+        except (ValueError, RecursionError):
+            return text, []
+        call, close = _as_call(value), CLOSE.match(block, end)
+        if call is None or close is None:
+            return text, []
+        calls.append(call)
+        outside += block[close.end() :]
+    return outside.strip(), calls
 
 
 def _call(text: str) -> ToolCall | None:
-    """The call that a JSON object describes, with ``arguments`` (Hermes, Qwen) or ``parameters`` (Llama)."""
+    """The call that a text of JSON describes."""
     try:
-        value = json.loads(text)
+        return _as_call(json.loads(text))
     except (ValueError, RecursionError):
         return None
+
+
+def _as_call(value: Any) -> ToolCall | None:
+    """The call that a JSON object describes, with ``arguments`` (Hermes, Qwen) or ``parameters`` (Llama)."""
     if not isinstance(value, dict) or not isinstance(value.get("name"), str) or not value["name"]:
         return None
     arguments = value.get("arguments", value.get("parameters"))

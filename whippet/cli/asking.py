@@ -59,7 +59,9 @@ def open_model(args: argparse.Namespace, path: str | None = None, *, adapter: st
 
 def visible(text: str) -> str:
     """``text`` as a terminal may be shown it: control characters, with which a model could steer it, as pictures."""
-    return CONTROLS.sub(lambda match: chr(0x2400 + ord(match[0])) if match[0] < " " else "\N{REPLACEMENT CHARACTER}", text)
+    return CONTROLS.sub(
+        lambda match: chr(0x2400 + ord(match[0])) if match[0] < " " else "\N{REPLACEMENT CHARACTER}", text
+    )
 
 
 def facts(stream: Stream) -> dict[str, Any]:

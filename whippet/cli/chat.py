@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from whippet.cli import asking
-from whippet.errors import UsageError
+from whippet.errors import UsageError, WhippetError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -124,7 +124,7 @@ def _converse(session: Session, name: str) -> int:
                 line = again
             if line.strip():
                 _answer_on_screen(session, line, console)
-        except UsageError as error:
+        except WhippetError as error:
             console.print(str(error), style="yellow")
 
 

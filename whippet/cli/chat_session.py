@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from whippet.chat.messages import Message
-from whippet.errors import UsageError
+from whippet.errors import UsageError, WhippetError
 from whippet.infer.model import Model
 from whippet.infer.stream import Stream
 
@@ -59,7 +59,7 @@ class Session:
         with voice.model.base() if voice.bare else nullcontext():
             try:
                 voice.last = voice.model.chat_stream(voice.messages, **self._sampling)
-            except UsageError:
+            except WhippetError:
                 self.take_back()
                 raise
             try:

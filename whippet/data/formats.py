@@ -43,21 +43,21 @@ def detect(values: Iterable[Any], name: str) -> Detected:
     for value in values:
         looked += 1
         if isinstance(value, Mapping):
-            present = {key for key, item in value.items() if item is not None}
-            keys.update(map(str, present))
-            if any(marks <= present for marks in PREFERENCE):
+            present = {str(key): item for key, item in value.items() if item is not None}
+            keys.update(present.keys())
+            if any(marks <= present.keys() for marks in PREFERENCE):
                 raise DataError(
-                    f"{name}: these records are preferences ({', '.join(sorted(map(str, present)))}); the objective "
+                    f"{name}: these records are preferences ({_listed(sorted(present))}); the objective "
                     "'sft' learns from answers alone. Name a form with data.format to train on part of them"
                 )
-            found[" or ".join(_forms(value, present))] += 1
+            found[" or ".join(_forms(present))] += 1
     found.pop("", None)
     if len(found) == 1 and " or " not in next(iter(found)):
         form = next(iter(found))
         seen = "the first record has" if looked == 1 else f"the first {looked} records have"
         return Detected(form, f"{seen} {', '.join(_telling(form, keys))}")  # type: ignore[arg-type]
     known = "; ".join(f"{form} {shape}" for form, shape in FORMS.items())
-    met = ", ".join(repr(key) for key, _ in keys.most_common(12)) or "no object with keys"
+    met = _listed([key for key, _ in keys.most_common(12)]) or "no object with keys"
     if found:
         several = " and ".join(found)
         raise DataError(f"{name}: the records fit more than one form ({several}); keys met: {met}. Choose one with "
@@ -65,16 +65,17 @@ def detect(values: Iterable[Any], name: str) -> Detected:
     raise DataError(f"{name}: the form of the records is unknown; keys met: {met}. Known forms: {known}")
 
 
-def _forms(value: Mapping[str, Any], present: set[str]) -> list[str]:
-    forms = []
-    for key in TURNS:
-        if key in present:
-            forms.append(_turns_form(value[key]))
-    if {"instruction", "output"} <= present:
+def _listed(keys: Iterable[str]) -> str:
+    return ", ".join(map(repr, keys))
+
+
+def _forms(present: Mapping[str, Any]) -> list[str]:
+    forms = [_turns_form(present[key]) for key in TURNS if key in present]
+    if {"instruction", "output"} <= present.keys():
         forms.append("alpaca")
-    if {"prompt", "completion"} <= present:
+    if {"prompt", "completion"} <= present.keys():
         forms.append("prompt_completion")
-    if isinstance(value.get("text"), str):
+    if isinstance(present.get("text"), str):
         forms.append("text")
     return [form for form in forms if form]
 

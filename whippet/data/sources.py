@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from whippet.data.readers import SUFFIXES, BadRow, Row, kind, read_file
+from whippet.data.readers import SUFFIXES, kind, read_file
+from whippet.data.rows import BadRow, Row
 from whippet.errors import DataError
 from whippet.options import Source
 

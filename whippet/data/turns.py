@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from whippet.chat.messages import ROLES, Message, Role, ToolCall
 from whippet.errors import DataError
@@ -82,10 +82,7 @@ def parse_turn(turn: Any, field: str) -> Message:
         raise RecordError(f"wanted an object, met {_shown(turn)}", field)
     if "role" not in turn and "from" in turn:
         return _sharegpt(turn, field)
-    role = turn.get("role")
-    role = "tool" if role == "function" else role
-    if role not in ROLES:
-        raise RecordError(f"unknown role {_shown(role)}; known: {', '.join(ROLES)}", f"{field}.role")
+    role = _role(turn.get("role"), f"{field}.role")
     content, calls = _content(turn.get("content"), f"{field}.content")
     if turn.get("reasoning_content"):
         content = _thought(checked_text(turn["reasoning_content"], f"{field}.reasoning_content")) + content
@@ -102,6 +99,13 @@ def parse_turn(turn: Any, field: str) -> Message:
         name=_optional_text(turn, "name", field),
         weight=_weight(turn, role, field),
     )
+
+
+def _role(value: Any, field: str) -> Role:
+    role = "tool" if value == "function" else value
+    if role not in ROLES:
+        raise RecordError(f"unknown role {_shown(role)}; known: {', '.join(ROLES)}", field)
+    return cast(Role, role)
 
 
 def _sharegpt(turn: Mapping[str, Any], field: str) -> Message:

@@ -18,6 +18,7 @@ from torch import Tensor
 from whippet.chat.messages import Message
 from whippet.chat.render import Renderer, make_renderer
 from whippet.chat.tokenizer import Tokenizer
+from whippet.data.turns import checked_text
 from whippet.errors import UsageError
 from whippet.infer.defaults import answering_base, chat_sampling
 from whippet.infer.dense import dense, make_dense
@@ -178,7 +179,7 @@ class Model:
 
     def _text_ids(self, text: str) -> list[int]:
         """BOS as the tokenizer has it, once; never an end token that it may append."""
-        ids = self.tokenizer.encode(text, special_tokens=True)
+        ids = self.tokenizer.encode(checked_text(text, "the prompt"), special_tokens=True)
         if self.tokenizer.adds_eos:
             ids = ids[:-1]
         if self.tokenizer.adds_bos and ids[1:2] == [self.tokenizer.bos_id]:

@@ -24,8 +24,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from whippet.kernels import triton_jit
 from whippet.kernels.frozen_linear import dense
 from whippet.kernels.nf4 import NF4Tensor
+from whippet.kernels.triton_jit import tl
+
+BLOCK = 4096
+"""Columns of logits that a program of the GPU holds at once."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,8 @@ def linear_cross_entropy(
     assert chunk_rows > 0, chunk_rows
     weight = None if isinstance(head_weight_VH, NF4Tensor) else head_weight_VH
     frozen = head_weight_VH if isinstance(head_weight_VH, NF4Tensor) else None
+    if not torch.is_grad_enabled():  # gradients are formed in the forward pass, so that it must know
+        hidden_NH, weight = hidden_NH.detach(), None if weight is None else weight.detach()
     loss, correct, logprobs_N = _LinearCrossEntropy.apply(
         hidden_NH, weight, frozen, labels_N, weights_N.float(), chunk_rows
     )
@@ -86,14 +93,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden_NH), chunk_rows):
             rows = slice(start, start + chunk_rows)
             logits_CV = _logits(hidden_NH[rows], head_VH)
-            correct += (logits_CV.argmax(-1) == labels_N[rows]).sum()
-            logprobs_N[rows] = _logprobs(logits_CV, labels_N[rows])
-            if not (wants_hidden or wants_weight):
-                continue
-            dlogits_CV = _logits_gradient(logits_CV, labels_N[rows], weights_N[rows]).to(hidden_NH.dtype)
-            if dhidden_NH is not None:
+            run = rows_triton if triton_jit.usable(logits_CV) else rows_torch
+            gradient_dtype = hidden_NH.dtype if wants_hidden or wants_weight else None
+            logprobs_N[rows], hits_C, dlogits_CV = run(logits_CV, labels_N[rows], weights_N[rows], gradient_dtype)
+            correct += hits_C.sum()
+            if dhidden_NH is not None and dlogits_CV is not None:
                 torch.mm(dlogits_CV, head_VH, out=dhidden_NH[rows])
-            if dweight_VH is not None:
+            if dweight_VH is not None and dlogits_CV is not None:
                 dweight_VH += dlogits_CV.T @ hidden_NH[rows]
         ctx.save_for_backward(*(grad for grad in (dhidden_NH, dweight_VH) if grad is not None))
         ctx.weight_dtype = head_VH.dtype if weight_VH is None else weight_VH.dtype
@@ -116,15 +122,82 @@ def _logits(hidden_CH: Tensor, head_VH: Tensor) -> Tensor:
     return (hidden_CH @ head_VH.T).float()
 
 
-def _logprobs(logits_CV: Tensor, labels_C: Tensor) -> Tensor:
-    """Log-probability of each label; turns the logits into log-probabilities in place."""
-    logits_CV -= logits_CV.logsumexp(-1, keepdim=True)
-    return logits_CV.gather(1, labels_C.view(-1, 1)).view(-1)
+def rows_torch(
+    logits_CV: Tensor, labels_C: Tensor, weights_C: Tensor, gradient_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Log-probability of each label, whether it has the largest logit, and dlogits in ``gradient_dtype`` if wanted.
 
-
-def _logits_gradient(logprobs_CV: Tensor, labels_C: Tensor, weights_C: Tensor) -> Tensor:
-    """weight · (softmax - onehot), in place of the log-probabilities."""
-    probs_CV = logprobs_CV.exp_()
+    The logits are overwritten.
+    """
     labels_C1 = labels_C.view(-1, 1)
+    hits_C = logits_CV.argmax(-1) == labels_C
+    logits_CV -= logits_CV.logsumexp(-1, keepdim=True)
+    logprobs_C1 = logits_CV.gather(1, labels_C1)
+    if gradient_dtype is None:
+        return logprobs_C1.view(-1), hits_C, None
+    probs_CV = logits_CV.exp_()
     probs_CV.scatter_(1, labels_C1, probs_CV.gather(1, labels_C1) - 1)
-    return probs_CV.mul_(weights_C.view(-1, 1))
+    return logprobs_C1.view(-1), hits_C, probs_CV.mul_(weights_C.view(-1, 1)).to(gradient_dtype)
+
+
+@triton_jit.jit
+def _rows_kernel(  # type: ignore[no-untyped-def]
+    logits_ptr,
+    labels_ptr,
+    weights_ptr,
+    logprobs_ptr,
+    hits_ptr,
+    dlogits_ptr,
+    num_columns,
+    GRADIENT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    row_ptr = logits_ptr + row * num_columns
+    label = tl.load(labels_ptr + row)
+    largest = -float("inf")
+    total = 0.0
+    for start in range(0, num_columns, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        logits = tl.load(row_ptr + columns, mask=columns < num_columns, other=-float("inf"))
+        before = largest
+        largest = tl.maximum(before, tl.max(logits, axis=0))
+        total = total * tl.exp(before - largest) + tl.sum(tl.exp(logits - largest), axis=0)
+    # A label outside the vocabulary shows as NaN.
+    wanted = tl.load(row_ptr + label, mask=(label >= 0) & (label < num_columns), other=float("nan"))
+    # The largest is taken off first: a sum of it and the logarithm would lose the last bits of both.
+    tl.store(logprobs_ptr + row, (wanted - largest) - tl.log(total))
+    tl.store(hits_ptr + row, (wanted >= largest).to(tl.int8))
+    if GRADIENT:
+        weight = tl.load(weights_ptr + row)
+        share = 1.0 / total
+        for start in range(0, num_columns, BLOCK):
+            columns = start + tl.arange(0, BLOCK)
+            inside = columns < num_columns
+            logits = tl.load(row_ptr + columns, mask=inside, other=-float("inf"))
+            gradient = (tl.exp(logits - largest) * share - (columns == label).to(tl.float32)) * weight
+            out_ptr = dlogits_ptr + row * num_columns + columns
+            tl.store(out_ptr, gradient.to(dlogits_ptr.dtype.element_ty), mask=inside)
+
+
+def rows_triton(
+    logits_CV: Tensor, labels_C: Tensor, weights_C: Tensor, gradient_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """As ``rows_torch``, reading the logits twice and writing dlogits once. Of equal largest logits each is a hit."""
+    num_rows, num_columns = logits_CV.shape
+    logprobs_C = torch.empty(num_rows, dtype=torch.float32, device=logits_CV.device)
+    hits_C = torch.empty(num_rows, dtype=torch.int8, device=logits_CV.device)
+    dlogits_CV = None if gradient_dtype is None else torch.empty_like(logits_CV, dtype=gradient_dtype)
+    _rows_kernel[(num_rows,)](
+        logits_CV,
+        labels_C.contiguous(),
+        weights_C.contiguous(),
+        logprobs_C,
+        hits_C,
+        logprobs_C if dlogits_CV is None else dlogits_CV,
+        num_columns,
+        GRADIENT=dlogits_CV is not None,
+        BLOCK=BLOCK,
+        num_warps=8,
+    )
+    return logprobs_C, hits_C, dlogits_CV

@@ -48,7 +48,7 @@ CHUNK = 1 << 22
 CPU_CHUNK = 1 << 16
 """Bytes that the CPU dequantises at once: the fp32 scratch stays in a core's cache."""
 PROGRAM_BYTES = 1024
-"""Bytes of codes that one program of the GPU dequantises."""
+"""Bytes of codes that one program of the GPU dequantises: best of 256 … 4096 on an H100, within 3 % from 512 on."""
 
 
 def quantize_nf4(weight: Tensor, *, double: bool = True, name: str = "weight") -> NF4Tensor:
@@ -70,7 +70,7 @@ def quantize_nf4(weight: Tensor, *, double: bool = True, name: str = "weight") -
             f"{min((block + 1) * BLOCK, flat.numel()) - 1} of {flat.numel()}"
         )
     plain = NF4Tensor(codes, absmax, tuple(weight.shape), weight.dtype)
-    return _quantize_absmax(plain) if double else plain
+    return _quantize_absmax(plain, name) if double else plain
 
 
 def dequantize_nf4(weight: NF4Tensor, dtype: torch.dtype | None = None, out: Tensor | None = None) -> Tensor:
@@ -97,8 +97,10 @@ def _quantize_blocks(flat: Tensor) -> tuple[Tensor, Tensor]:
     return (indices[::2] << 4) | indices[1::2], absmax
 
 
-def _quantize_absmax(plain: NF4Tensor) -> NF4Tensor:
+def _quantize_absmax(plain: NF4Tensor, name: str) -> NF4Tensor:
     offset = plain.absmax.mean()
+    if plain.numel and not bool(offset.isfinite()):
+        raise ModelError(f"{name}: weights up to {float(plain.absmax.max()):.3g} are too large to be quantised doubly")
     absmax8, nested_absmax = nearest_8bit(plain.absmax - offset)
     code = dynamic_code(plain.device)
     return replace(plain, absmax=absmax8, nested_absmax=nested_absmax, nested_code=code, offset=offset)

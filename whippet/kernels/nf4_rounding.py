@@ -8,7 +8,9 @@ exceeds nothing: index 0.
 8-bit index of absmax, y = a · (1 / absmax of 256): the CUDA kernel counts midpoints as above; the CPU backend cuts
 [-1, 1] into 65,535 steps and looks the nearest level of the step up, which differs in about 0.15 % of the indices.
 
-Measured against the library by ``tests/parity/test_nf4.py``.
+The CPU rounding is held to the library bit for bit by ``tests/parity/test_nf4.py``. The CUDA one differs from it where
+the library's approximate reciprocal decides a tie (measured on an H100: 2 of 1.8e8 indices, 3 of 3.5e6 8-bit indices)
+and for absmax below 1.2e-38, which its kernel flushes to zero.
 """
 
 from __future__ import annotations

@@ -37,10 +37,12 @@ def rope(qkv_TE: Tensor, cos_TD: Tensor, sin_TD: Tensor, num_heads: int, num_kv_
     return _Rope.apply(qkv_TE, cos_TD, sin_TD, num_heads + num_kv_heads, head_dim)
 
 
-def turn_torch(qkv_TE: Tensor, cos_TD: Tensor, sin_TD: Tensor, turned_heads: int, head_dim: int) -> Tensor:
-    """The definition: turn the first ``turned_heads`` heads, copy the rest."""
+def turn_torch(
+    qkv_TE: Tensor, cos_TD: Tensor, sin_TD: Tensor, turned_heads: int, head_dim: int, *, back: bool = False
+) -> Tensor:
+    """The definition: turn the first ``turned_heads`` heads (``back``: by the opposite angle), copy the rest."""
     cos_T1D = cos_TD.to(qkv_TE.dtype).unsqueeze(1)
-    sin_T1D = sin_TD.to(qkv_TE.dtype).unsqueeze(1)
+    sin_T1D = (-sin_TD if back else sin_TD).to(qkv_TE.dtype).unsqueeze(1)
     out_TE = torch.empty_like(qkv_TE, memory_format=torch.contiguous_format)
     border = turned_heads * head_dim
     a_TRD, b_TRD = qkv_TE[:, :border].reshape(len(qkv_TE), turned_heads, head_dim).chunk(2, dim=-1)
@@ -62,6 +64,7 @@ def _turn_kernel(  # type: ignore[no-untyped-def]
     x_stride,
     num_heads,
     turned_heads,
+    BACK: tl.constexpr,
     HALF: tl.constexpr,
     HALF_BLOCK: tl.constexpr,
     HEADS: tl.constexpr,
@@ -72,6 +75,8 @@ def _turn_kernel(  # type: ignore[no-untyped-def]
     inside = columns < HALF
     cos = tl.load(cos_ptr + token * HALF + columns, mask=inside, other=1.0)
     sin = tl.load(sin_ptr + token * HALF + columns, mask=inside, other=0.0)
+    if BACK:
+        sin = -sin
     turned = (heads < turned_heads)[:, None]
     cos = tl.where(turned, cos[None, :], 1.0)
     sin = tl.where(turned, sin[None, :], 0.0)
@@ -84,7 +89,9 @@ def _turn_kernel(  # type: ignore[no-untyped-def]
     tl.store(row_ptr + places + HALF, (b * cos + a * sin).to(y_ptr.dtype.element_ty), mask=mask)
 
 
-def turn_triton(qkv_TE: Tensor, cos_TD: Tensor, sin_TD: Tensor, turned_heads: int, head_dim: int) -> Tensor:
+def turn_triton(
+    qkv_TE: Tensor, cos_TD: Tensor, sin_TD: Tensor, turned_heads: int, head_dim: int, *, back: bool = False
+) -> Tensor:
     """As ``turn_torch``, in one pass, with fp32 tables."""
     x_TE = qkv_TE if qkv_TE.stride(-1) == 1 else qkv_TE.contiguous()
     out_TE = torch.empty(x_TE.shape, dtype=x_TE.dtype, device=x_TE.device)
@@ -98,6 +105,7 @@ def turn_triton(qkv_TE: Tensor, cos_TD: Tensor, sin_TD: Tensor, turned_heads: in
             x_TE.stride(0),
             num_heads,
             turned_heads,
+            BACK=back,
             HALF=half,
             HALF_BLOCK=triton_jit.power_of_two(half),
             HEADS=HEADS,
@@ -105,9 +113,11 @@ def turn_triton(qkv_TE: Tensor, cos_TD: Tensor, sin_TD: Tensor, turned_heads: in
     return out_TE
 
 
-def _turn(qkv_TE: Tensor, cos_TD: Tensor, sin_TD: Tensor, turned_heads: int, head_dim: int) -> Tensor:
+def _turn(
+    qkv_TE: Tensor, cos_TD: Tensor, sin_TD: Tensor, turned_heads: int, head_dim: int, *, back: bool = False
+) -> Tensor:
     run = turn_triton if triton_jit.usable(qkv_TE) else turn_torch
-    return run(qkv_TE, cos_TD, sin_TD, turned_heads, head_dim)
+    return run(qkv_TE, cos_TD, sin_TD, turned_heads, head_dim, back=back)
 
 
 class _Rope(torch.autograd.Function):
@@ -121,4 +131,4 @@ class _Rope(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_TE: Tensor) -> tuple[Tensor | None, ...]:
         cos_TD, sin_TD = ctx.saved_tensors
-        return _turn(grad_TE, cos_TD, -sin_TD, *ctx.heads), None, None, None, None
+        return _turn(grad_TE, cos_TD, sin_TD, *ctx.heads, back=True), None, None, None, None

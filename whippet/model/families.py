@@ -16,6 +16,9 @@ from whippet.model.config import ModelConfig, RopeScaling
 REMOTE_CODE = ("auto_map", "custom_pipelines", "_attn_implementation_internal", "model_file", "trust_remote_code")
 """Keys by which a config asks a loader to run code. A checkpoint that has one is refused."""
 
+MAX_LAYERS = 4096
+"""More than any model has, and few enough that a forged number costs no time."""
+
 Number = TypeVar("Number", int, float)
 
 
@@ -71,11 +74,11 @@ class Keys:
     def __init__(self, config: dict[str, Any], where: str) -> None:
         self.config, self.where = config, where
 
-    def integer(self, key: str, default: int | None = None) -> int:
-        return self._number(key, default, int, "a whole number from 1 to 2^31")
+    def integer(self, key: str, default: int | None = None, *, most: int = 2**31) -> int:
+        return self._number(key, default, int, most, f"a whole number from 1 to {most}")
 
     def real(self, key: str, default: float | None = None) -> float:
-        return float(self._number(key, default, float, "a number above 0"))
+        return float(self._number(key, default, float, 1e30, "a number above 0"))
 
     def flag(self, key: str, default: bool) -> bool:
         value = self.config.get(key)
@@ -91,14 +94,14 @@ class Keys:
         if value is not None and value not in known:
             raise ModelError(f"{self.where}: {key} is {value!r}; whippet computes only {known[0]!r}")
 
-    def _number(self, key: str, default: Number | None, kind: type[Number], wanted: str) -> Number:
+    def _number(self, key: str, default: Number | None, kind: type[Number], most: float, wanted: str) -> Number:
         value = self.config.get(key)
         if value is None:
             if default is None:
                 raise ModelError(f"{self.where}: the key {key} is missing")
             return default
         good = isinstance(value, (int, kind)) and not isinstance(value, bool)
-        if not good or not 0 < value <= (2**31 if kind is int else 1e30):
+        if not good or not 0 < value <= most:
             raise ModelError(f"{self.where}: {key} is {str(value)[:60]}, and must be {wanted}")
         return kind(value)
 
@@ -110,8 +113,11 @@ def _llama(keys: Keys) -> ModelConfig:
 
 def _qwen2(keys: Keys) -> ModelConfig:
     keys.must_be("use_sliding_window", False)
-    if any(kind != "full_attention" for kind in keys.config.get("layer_types") or ()):
-        raise ModelError(f"{keys.where}: layer_types has windows; whippet computes only 'full_attention'")
+    layer_types = keys.config.get("layer_types") or []
+    if not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types):
+        raise ModelError(
+            f"{keys.where}: layer_types is {str(layer_types)[:60]}; whippet computes only 'full_attention'"
+        )
     if "num_key_value_heads" not in keys.config:
         raise ModelError(f"{keys.where}: the key num_key_value_heads is missing")
     return _decoder(keys, "qwen2", qkv_bias=True, o_bias=False, context=32768)
@@ -136,7 +142,7 @@ def _decoder(keys: Keys, family: str, *, qkv_bias: bool, o_bias: bool, context: 
         vocab_size=keys.integer("vocab_size"),
         hidden_size=hidden,
         intermediate_size=keys.integer("intermediate_size"),
-        num_layers=keys.integer("num_hidden_layers"),
+        num_layers=keys.integer("num_hidden_layers", most=MAX_LAYERS),
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
@@ -156,6 +162,8 @@ def _rope(keys: Keys, context: int) -> tuple[float, RopeScaling | None]:
     for key, value in (("rope_parameters", new), ("rope_scaling", old)):
         if value is not None and not isinstance(value, dict):
             raise ModelError(f"{keys.where}: {key} is {str(value)[:60]!r}, and must be a table")
+        if any(isinstance(inner, dict) for inner in (value or {}).values()):
+            raise ModelError(f"{keys.where}: {key} differs between kinds of layers, which whippet does not compute")
     params = Keys(old or new or {}, f"{keys.where}: {'rope_scaling' if old else 'rope_parameters'}")
     theta = keys.real("rope_theta", params.real("rope_theta", 10000.0))
     for holder in (keys, params):

@@ -1,8 +1,8 @@
 """A run's folder as facts: what the card and the page are written from.
 
 Comes in: ``recipe.toml`` and, as far as they are there, ``metrics.jsonl``, ``plan.json``, ``data.json``,
-``environment.json`` and ``samples.jsonl``. Goes out: ``RunFacts``. Only files of the folder are read, never the machine's
-environment, so nothing secret can get into what is written from them.
+``environment.json`` and ``samples.jsonl``. Goes out: ``RunFacts``. Only files of the folder are read, never the
+machine's environment, so nothing secret can get into what is written from them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LINKED = (
 class RunFacts:
     """What a run's folder tells. Mappings are as their files hold them."""
 
-    name: str
+    folder: Path
     recipe: Mapping[str, Any]
     """The tables of ``recipe.toml``."""
     records: tuple[Record, ...] = ()
@@ -42,6 +42,11 @@ class RunFacts:
     samples: tuple[Mapping[str, Any], ...] = ()
     """``step``, ``prompt``, ``text`` of each sample generation."""
     files: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What the run is called: its folder's name."""
+        return self.folder.name
 
     def table(self, name: str) -> Mapping[str, Any]:
         """A table of the recipe, empty if it has none."""
@@ -64,7 +69,7 @@ def read_run(folder: Path) -> RunFacts:
         raise UsageError(f"{path}: cannot be read as a run's recipe: {error}") from error
     metrics = folder / "metrics.jsonl"
     return RunFacts(
-        name=folder.resolve().name,
+        folder=folder.absolute(),
         recipe=recipe,
         records=tuple(read_metrics(metrics)) if metrics.is_file() else (),
         plan=_object(folder / "plan.json"),

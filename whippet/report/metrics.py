@@ -28,7 +28,7 @@ class MetricsLog:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one line. Raises TypeError for a value that JSON does not know: a programmer's mistake."""
-        line = json.dumps(_finite(dict(record)), ensure_ascii=False, allow_nan=False)
+        line = json.dumps(finite(dict(record)), ensure_ascii=False, allow_nan=False)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
@@ -78,12 +78,12 @@ def _record(line: str, where: str) -> Record:
     return record
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no word for infinity, nor for what is no number."""
+def finite(value: Any) -> Any:
+    """``value`` with None for each number that JSON has no word for: infinities, and what is no number."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from whippet.report.metrics import value_of
 
 Floats = NDArray[np.float64]
+UNITS = ((1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,10 @@ def tick_labels(values: Sequence[float]) -> list[str]:
     if not values:
         return []
     largest = max(abs(value) for value in values)
-    if largest and (largest >= 1e5 or largest < 1e-3):
+    if largest >= 1e5:
+        unit, letter = next((unit, letter) for unit, letter in UNITS if largest >= unit)
+        return [f"{value / unit:g}{letter}" if value else "0" for value in values]
+    if 0 < largest < 1e-3:
         return [_scientific(value) for value in values]
     gap = min((after - before for before, after in pairwise(values)), default=largest or 1.0)
     decimals = max(0, min(8, -math.floor(math.log10(gap) + 1e-9)))
@@ -102,11 +106,5 @@ def tick_labels(values: Sequence[float]) -> list[str]:
 
 
 def _scientific(value: float) -> str:
-    if value == 0:
-        return "0"
-    if abs(value) >= 1e5:
-        for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-            if abs(value) >= unit:
-                return f"{value / unit:g}{letter}"
     mantissa, exponent = f"{value:.3e}".split("e")
-    return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{float(mantissa):g}e{int(exponent)}" if value else "0"

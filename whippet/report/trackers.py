@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -86,7 +86,11 @@ class _Trackio:
         self._trackio.finish()
 
 
-TRACKERS = {"tensorboard": _TensorBoard, "wandb": _Wandb, "trackio": _Trackio}
+TRACKERS: dict[str, Callable[[Path, Config], Tracker]] = {
+    "tensorboard": _TensorBoard,
+    "wandb": _Wandb,
+    "trackio": _Trackio,
+}
 
 
 def _module(package: str, extra: str, purpose: str) -> Any:

@@ -1,0 +1,14 @@
+"""What many tests share: a tiny random Llama on disk, in Hugging Face's layout, with a byte-level tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from helpers_infer import write_checkpoint
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a two-layer checkpoint: 300 tokens, 64 wide, a chatml-like template, BOS added. Only read it."""
+    return write_checkpoint(tmp_path_factory.mktemp("tiny-checkpoint"), context=512)

@@ -1,0 +1,187 @@
+"""Checkpoints that transformers and bitsandbytes quantised are read without either, to the last bit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers_models import change_config, logits, oracle
+from safetensors.torch import load_file, save_file
+
+from whippet.errors import ModelError
+from whippet.kernels.nf4 import dequantize_nf4
+from whippet.model.projection import Projection
+from whippet.weights.load import load_decoder
+
+SKIPPED = ["lm_head", "model.layers.1.mlp", "model.layers.0.self_attn.k_proj"]
+KINDS = ("double", "single", "skipping")
+PARTS = {
+    "qkv": ("self_attn", "q_proj", "k_proj", "v_proj"),
+    "o": ("self_attn", "o_proj"),
+    "gate_up": ("mlp", "gate_proj", "up_proj"),
+    "down": ("mlp", "down_proj"),
+}
+
+
+def quantise(source: Path, target: Path, *, skipped: list[str] | None = None, double: bool = True) -> Any:
+    """Quantise a checkpoint with bitsandbytes and save it in its own layout."""
+    import transformers
+
+    options = transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=double,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=skipped,
+    )
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        source, dtype=torch.bfloat16, quantization_config=options, device_map="cpu"
+    )
+    model.save_pretrained(target)
+    return model
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model large enough that its matrices have several nested blocks of absmax, not all of them whole."""
+    folder = tmp_path_factory.mktemp("plain")
+    oracle("llama-3", hidden_size=256, intermediate_size=320).to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+Quantised = dict[str, tuple[Path, Any]]
+"""The checkpoint and the bitsandbytes model of each kind."""
+
+
+@pytest.fixture(scope="module")
+def quantised(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Quantised:
+    folders = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
+    return {
+        kind: (
+            folder,
+            quantise(plain, folder, skipped=SKIPPED if kind == "skipping" else None, double=kind != "single"),
+        )
+        for kind, folder in folders.items()
+    }
+
+
+def theirs(model: Any, name: str) -> torch.Tensor:
+    """A fused matrix of a bitsandbytes model, dequantised by bitsandbytes."""
+    import bitsandbytes.functional as bnb
+
+    _, index, ours = name.split(".")
+    home, *parts = PARTS[ours]
+    modules = [model.get_submodule(f"model.layers.{index}.{home}.{part}") for part in parts]
+    weights = [module.weight for module in modules]
+    return torch.cat([bnb.dequantize_4bit(w.data, w.quant_state) if hasattr(w, "quant_state") else w for w in weights])
+
+
+def ours(projection: Projection) -> torch.Tensor:
+    if projection.nf4 is None:
+        return projection.dense
+    return dequantize_nf4(projection.nf4, torch.bfloat16)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_equal_those_of_bitsandbytes(kind: str, quantised: Quantised) -> None:
+    folder, model = quantised[kind]
+    decoder = load_decoder(folder)
+    dense = [name for name, projection in decoder.projections() if projection.nf4 is None]
+    assert dense == (["layers.0.qkv", "layers.1.gate_up", "layers.1.down"] if kind == "skipping" else [])
+    for name, projection in decoder.projections():
+        assert torch.equal(ours(projection).to(torch.bfloat16), theirs(model, name)), name
+    assert torch.equal(decoder.head_weight.to(torch.bfloat16), model.lm_head.weight)
+
+
+def test_quantised_here_equals_quantised_there(quantised: Quantised, plain: Path) -> None:
+    folder, _ = quantised["double"]
+    here, there = load_decoder(plain, base="nf4"), load_decoder(folder)
+    for (name, first), (_, second) in zip(here.projections(), there.projections(), strict=True):
+        assert first.nf4 is not None
+        assert second.nf4 is not None
+        assert torch.equal(first.nf4.codes, second.nf4.codes), name
+        assert torch.equal(ours(first), ours(second)), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_are_those_of_the_dequantised_weights(kind: str, quantised: Quantised) -> None:
+    folder, _ = quantised[kind]
+    ids = torch.randint(0, 97, (30,), generator=torch.Generator().manual_seed(0))
+    four_bit, dense = load_decoder(folder), load_decoder(folder, base="bf16", compute="fp32")
+    assert (four_bit.compute_dtype, dense.layers[0].qkv.dense.dtype) == (torch.float32, torch.bfloat16)
+    exact = logits(four_bit, ids)
+    # The dense copy is rounded to 16 bit once, as bitsandbytes rounds it.
+    assert (exact - logits(dense, ids)).abs().max() <= 0.05 * exact.abs().max()
+    trained = load_decoder(folder, trainable=True)
+    assert all(parameter.dtype == torch.float32 and parameter.requires_grad for parameter in trained.parameters())
+    assert (logits(trained, ids) - logits(dense, ids)).abs().max() <= 1e-5
+
+
+def test_neither_package_is_imported(quantised: Quantised) -> None:
+    folder, _ = quantised["double"]
+    code = (
+        "import sys; from whippet.weights.load import load_decoder; load_decoder(sys.argv[1]);"
+        "sys.exit(any(name.split('.')[0] in ('bitsandbytes', 'transformers', 'peft') for name in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(folder)], check=False, timeout=120).returncode == 0
+
+
+NAME = "model.layers.0.mlp.up_proj.weight"
+STATE = NAME + ".quant_state.bitsandbytes__nf4"
+
+
+def state_with(tensors: dict[str, torch.Tensor], **changes: Any) -> None:
+    state = json.loads(bytes(tensors[STATE].tolist())) | changes
+    tensors[STATE] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.update({STATE.replace("nf4", "fp4"): t.pop(STATE)}), "fp4"),
+        (lambda t: t.update({NAME.replace("weight", "SCB"): torch.ones(2)}), "SCB"),
+        (lambda t: t.pop(STATE), "is U8"),
+        (lambda t: t.pop(NAME + ".absmax"), "absmax.*is missing"),
+        (lambda t: t.update({NAME + ".absmax": t[NAME + ".absmax"][1:].clone()}), "numbers, wanted"),
+        (lambda t: t.update({NAME: t[NAME][1:].clone()}), "numbers, wanted"),
+        (lambda t: t.update({NAME + ".quant_map": t[NAME + ".quant_map"] * 0.5}), "16 levels"),
+        (lambda t: t.update({STATE: torch.zeros(9, dtype=torch.uint8)}), "not valid JSON"),
+        (lambda t: t.update({STATE: torch.zeros(5000, dtype=torch.uint8)}), "a few bytes"),
+        (lambda t: state_with(t, shape=[1, 2]), "shape"),
+        (lambda t: state_with(t, blocksize=128), "blocksize"),
+        (lambda t: state_with(t, dtype="float64"), "dtype"),
+        (lambda t: state_with(t, nested_blocksize=128), "nested_blocksize"),
+        (lambda t: state_with(t, nested_offset="x"), "nested_offset"),
+    ],
+)
+def test_damage_is_named(change: Any, words: str, quantised: Quantised, tmp_path: Path) -> None:
+    folder, _ = quantised["double"]
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    with pytest.raises(ModelError, match=words):
+        load_decoder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("quantisation", "words"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "gptq"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "8 bit"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}, "fp4"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "fp4"),
+        ("nf4", "must be a table"),
+    ],
+)
+def test_other_quantisations_are_refused(quantisation: Any, words: str, plain: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes((plain / "model.safetensors").read_bytes())
+    (tmp_path / "config.json").write_text((plain / "config.json").read_text())
+    change_config(tmp_path, quantization_config=quantisation)
+    with pytest.raises(ModelError, match=words):
+        load_decoder(tmp_path)

@@ -1,0 +1,67 @@
+"""What an export says about itself: on the screen, in ``verify.json`` and on the model card."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from whippet.report.compare import Comparison
+from whippet.report.figures import count, percent, size
+from whippet.report.metrics import finite
+
+BOUNDS = {"bf16": 1e-3, "fp16": 1e-4, "fp32": 1e-6}
+"""Largest mean KL to the live model, in nats, by the dtype of the files: what rounding to it may cost."""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written and how it compares with the model that was trained."""
+
+    format: str
+    """``hf`` or ``adapter``."""
+    out: Path
+    dtype: str
+    bytes: int
+    """Size of all files."""
+    parameters: int
+    """Numbers in the files: of an adapter, its factors."""
+    seconds: float
+    merged_onto: str | None
+    """The weights that the adapter was added to, ``trained`` or ``16bit``; None where nothing was merged."""
+    trained_base: str
+    """How the base was held in training: ``fp32``, ``bf16`` or ``nf4``."""
+    bases_distance: float | None
+    """Relative distance (Frobenius) of the trained base from the unquantised one; None if they are the same or only
+    one of them is at hand."""
+    against_trained: Comparison | None
+    """With ``merged_onto`` 16bit: the merged model against the one that was trained. Stated, not judged."""
+    comparison: Comparison
+    """The files, read back, against the live model that they were made from."""
+
+    @property
+    def bound_mean_kl(self) -> float:
+        """Nats."""
+        return BOUNDS[self.dtype]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the files may be relied on."""
+        return self.comparison.mean_kl <= self.bound_mean_kl
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of ``verify.json``: the comparison's figures at its top, of ``out`` the name only."""
+        told = asdict(self) | {"out": self.out.name, "passed": self.passed, "bound_mean_kl": self.bound_mean_kl}
+        figures: dict[str, Any] = finite(told | told.pop("comparison"))
+        return figures
+
+    def __str__(self) -> str:
+        lines = [f"{self.format}: {count(self.parameters)} parameters, {size(self.bytes)}, {self.dtype}"]
+        if self.merged_onto is not None:
+            apart = "" if self.bases_distance is None else f", {percent(self.bases_distance)} from the unquantised one"
+            lines.append(f"merged onto: {self.merged_onto} (the base was trained over as {self.trained_base}{apart})")
+        if self.against_trained is not None:
+            lines.append(f"against the model as trained: {self.against_trained}")
+        lines.append(f"read back: {self.comparison}")
+        lines.append(f"{'passed' if self.passed else 'FAILED'}: mean KL may be {self.bound_mean_kl:g} nats at most")
+        return "\n".join(lines)

@@ -1,0 +1,197 @@
+"""Everything before the first weight is read: checkpoint found, template and data checked, plan made.
+
+Comes in: a recipe. Goes out: ``Material``. Nothing is written, so a fault of model, data or plan leaves no trace.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from whippet.chat.render import Renderer, make_renderer
+from whippet.chat.tokenizer import Tokenizer
+from whippet.data.batches import Batches
+from whippet.data.prepare import Prepared, prepare
+from whippet.data.report import DataReport
+from whippet.data.store import ExampleStore
+from whippet.data.weigh import Weighed
+from whippet.errors import MissingExtra, ModelError, UsageError, WhippetError
+from whippet.options import Recipe, Source
+from whippet.report.figures import size
+from whippet.train.optim import check_optimizer
+from whippet.train.plan import DataFacts, Plan, budget_bytes, choose_tokens_per_step, existing, make_plan
+from whippet.weights.load import choose_compute, choose_device, read_config, resolve_model
+
+EXTRAS = {"tensorboard": "track", "wandb": "wandb", "trackio": "trackio"}
+PROMPTS_LOOKED_AT = 100
+
+
+@dataclass(frozen=True)
+class Material:
+    """What training starts from."""
+
+    base_folder: Path
+    tokenizer: Tokenizer
+    renderer: Renderer
+    prepared: Prepared
+    batches: Batches
+    eval_batches: Batches | None
+    plan: Plan
+    device: torch.device
+
+    @property
+    def report(self) -> DataReport:
+        """What was found in the data."""
+        return self.prepared.report
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan, with the data report under ``data``."""
+        return self.plan.as_dict() | {"data": self.report.as_dict()}
+
+    def __str__(self) -> str:
+        return f"{self.report}\n\n{self.plan}"
+
+    def data_seal(self) -> str:
+        """A checksum of the examples in memory; of a stream, of what was found when it was looked at."""
+        examples = self.prepared.train
+        if isinstance(examples, ExampleStore):
+            seal = hashlib.sha256(json.dumps(examples.shares).encode())
+            for values in (examples.ids, examples.weights, examples.offsets, examples.sources):
+                seal.update(values.tobytes())
+        else:
+            seal = hashlib.sha256(json.dumps(self.report.as_dict(), sort_keys=True).encode())
+        return seal.hexdigest()
+
+    def first_examples(self) -> Sequence[Weighed]:
+        """Some examples to ask about: held-out ones if there are any."""
+        held_out, train = self.prepared.eval, self.prepared.train
+        store = held_out if len(held_out) or not isinstance(train, ExampleStore) else train
+        return [store[index] for index in islice(range(len(store)), PROMPTS_LOOKED_AT)]
+
+
+def settle(recipe: Recipe) -> Recipe:
+    """Fill in what depends on this machine: whole paths, the run's folder, and what ``base = "auto"`` means here."""
+    model, data, train = recipe.model, recipe.data, recipe.train
+    base = model.base if model.base != "auto" else "nf4" if train.method == "lora" else "fp32"
+    out = recipe.out or f"runs/{Path(model.path).name}-{Path(data.sources[0].path).name.partition('.')[0]}"
+    template = (
+        _whole(data.template) if data.template is not None and data.template.endswith(".jinja") else data.template
+    )
+    return dataclasses.replace(
+        recipe,
+        model=dataclasses.replace(model, path=_whole(model.path), base=base),
+        data=dataclasses.replace(
+            data, sources=_sources(data.sources), eval_sources=_sources(data.eval_sources), template=template
+        ),
+        out=str(Path(out).expanduser().absolute()),
+    )
+
+
+def gather(recipe: Recipe, budget: int | None) -> Material:
+    """Find, check and count everything that ``recipe`` (settled) names; ``budget`` in bytes, None for what is free.
+
+    Raises UsageError, ModelError, DataError or MissingExtra for whatever a run would fail over.
+    """
+    _check_extras(recipe)
+    device = choose_device(recipe.model.device)
+    folder = resolve_model(recipe.model.path, recipe.model.revision)
+    config, quantised = read_config(folder)
+    if quantised and recipe.model.base != "nf4":
+        raise ModelError(f'{folder}: the checkpoint is 4 bit; wanted model.base = "nf4", not "{recipe.model.base}"')
+    tokenizer = Tokenizer.load(folder)
+    tokenizer.check_pad(recipe.model.pad_token)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ModelError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} ids and the model's vocabulary {config.vocab_size:,}"
+        )
+    renderer = make_renderer(tokenizer, recipe.data.template)
+    max_length = min(recipe.data.max_length, config.context)
+    prepared = prepare(recipe.data, renderer, max_length=max_length, seed=recipe.train.seed)
+    facts = _facts(prepared, max_length)
+    tokens_per_step = choose_tokens_per_step(recipe, facts)
+    batches = _batches(prepared.train, recipe, tokens_per_step, max_length, shuffle=recipe.data.shuffle)
+    eval_batches = None
+    if len(prepared.eval):
+        eval_batches = _batches(prepared.eval, recipe, tokens_per_step, max_length, shuffle=False)
+    plan = make_plan(
+        recipe,
+        config,
+        facts,
+        steps=_steps(recipe, batches),
+        tokens_per_step=tokens_per_step,
+        budget=budget_bytes(budget, device),
+        device=device,
+        compute=choose_compute(recipe.model.compute, recipe.model.base, device),
+        out=Path(recipe.out),
+    )
+    return Material(folder, tokenizer, renderer, prepared, batches, eval_batches, plan, device)
+
+
+def check_disk(plan: Plan, out: Path) -> None:
+    """Raise WhippetError, before anything is written, if the run cannot fit on its disk."""
+    if plan.disk_bytes > plan.disk_free_bytes:
+        raise WhippetError(
+            f"{existing(out)}: the run needs {size(plan.disk_bytes)} ({plan.disk_bytes:,} bytes) on disk and "
+            f"{size(plan.disk_free_bytes)} ({plan.disk_free_bytes:,} bytes) are free; make room, choose another --out, "
+            "or lower train.keep"
+        )
+
+
+def _facts(prepared: Prepared, max_length: int) -> DataFacts:
+    train, report = prepared.train, prepared.report
+    if not isinstance(train, ExampleStore):
+        return DataFacts(report.train_examples, report.train_tokens, report.trained_tokens, max_length)
+    shares = np.asarray(train.shares)[train.sources]
+    trained = np.add.reduceat(train.weights > 0, train.offsets[:-1], dtype=np.int64)
+    return DataFacts(
+        num_examples=round(float(shares.sum())),
+        num_tokens=round(float((shares * train.lengths).sum())),
+        num_trained=round(float((shares * trained).sum())),
+        longest=int(train.lengths.max()),
+    )
+
+
+def _steps(recipe: Recipe, batches: Batches) -> int:
+    if recipe.train.max_steps:
+        return recipe.train.max_steps
+    if recipe.data.streaming:
+        raise UsageError("data.streaming: the end of a stream is not known beforehand; set train.max_steps")
+    return batches.num_steps(recipe.train.epochs)
+
+
+def _batches(examples: Any, recipe: Recipe, tokens_per_step: int, max_length: int, *, shuffle: bool) -> Batches:
+    return Batches(
+        examples,
+        tokens_per_step=tokens_per_step,
+        max_length=max_length,
+        packing=recipe.data.packing,
+        shuffle=shuffle,
+        seed=recipe.train.seed,
+    )
+
+
+def _check_extras(recipe: Recipe) -> None:
+    check_optimizer(recipe.train)
+    for name in recipe.train.track:
+        if importlib.util.find_spec(name) is None:
+            raise MissingExtra(name, EXTRAS[name], f"train.track = {name!r}")
+
+
+def _sources(sources: tuple[Source, ...]) -> tuple[Source, ...]:
+    return tuple(dataclasses.replace(source, path=_whole(source.path)) for source in sources)
+
+
+def _whole(path: str) -> str:
+    """The absolute path of what exists here; hub ids stay as they are."""
+    local = Path(path).expanduser()
+    return str(local.absolute()) if local.exists() else path

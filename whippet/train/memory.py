@@ -1,0 +1,187 @@
+"""Where memory goes while training, and how much may be held at once within a budget.
+
+Comes in: a ``Workload`` (what is trained, how it is held) and bytes. Goes out: predicted bytes, and the ``Limits`` that
+are quickest among those that fit. Sums of what ``model/size.py`` counts; what the allocator rounds up is in ``SLACK``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from whippet.errors import UsageError
+from whippet.model.config import ModelConfig
+from whippet.model.size import (
+    activation_bytes_per_token,
+    layer_matrix_parameters,
+    lora_parameters,
+    optimizer_bytes,
+    parameters,
+    training_flops_per_token,
+    weight_bytes,
+    working_bytes_per_token,
+    working_weight_bytes,
+)
+from whippet.options import LoraOptions
+from whippet.report.figures import size
+from whippet.train.learner import LEAST_CHUNK_ROWS, Limits
+
+MOST_TOKENS = {"cuda": 16384, "cpu": 4096}
+"""Tokens of a micro-batch beyond which products get no quicker."""
+IDLE_TOKENS = {"cuda": 768, "cpu": 128}
+"""What a micro-batch costs before its first token (launches, dequantised weights), in tokens' worth of time."""
+LOGIT_BYTES = {"cuda": 4, "cpu": 8}
+"""A logit in fp32, and on the CPU the copy that its exponential makes. Its gradient comes to it."""
+CHUNK_SHARE = 0.04
+"""Share of the budget that logits may take: more rows gain little once the output matrix is read seldom."""
+MOST_CHUNK_ROWS = 2048
+SLACK = 1.03
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is trained and how it is held."""
+
+    config: ModelConfig
+    base: str
+    """``fp32``, ``bf16`` or ``nf4``."""
+    item: int
+    """Bytes of a number in the compute dtype."""
+    lora: LoraOptions | None
+    """None: every weight is trained."""
+    optimizer: str
+    device: str
+    """``cuda`` or ``cpu``."""
+    longest: int
+    """Tokens of the longest example: it goes through in one piece."""
+    tokens_per_step: int
+    supervised: float
+    """Share of tokens that carry loss."""
+
+    @property
+    def trained(self) -> int:
+        """Parameters that are trained."""
+        if self.lora is None:
+            return parameters(self.config)
+        return lora_parameters(self.config, self.lora.r, self.lora.targets)
+
+    def flops_per_token(self, recompute: int, length: int) -> float:
+        """Operations of a training step, a token of documents of ``length``."""
+        return training_flops_per_token(
+            self.config, length, full=self.lora is None, recompute=recompute, supervised=self.supervised
+        )
+
+
+def weights_bytes(work: Workload) -> int:
+    """The model itself, in the dtype that it is held in."""
+    return sum(weight_bytes(work.config, work.base, work.item).values())
+
+
+def fixed_bytes(work: Workload) -> int:
+    """What is there at every moment: weights, trained factors, gradients, optimiser states, one matrix in use."""
+    config, full = work.config, work.lora is None
+    head = config.vocab_size * config.hidden_size
+    held = weights_bytes(work) + (0 if full else 4 * work.trained)
+    states = 4 * work.trained + optimizer_bytes(work.trained, work.optimizer)
+    used = working_weight_bytes(config, work.base, work.item)
+    dense = {"fp32": 4, "bf16": 2, "nf4": work.item}[work.base]
+    used += head * work.item if dense != work.item else 0
+    if full:
+        # Autograd keeps each weight as it was cast; the output matrix's gradient is formed beside its sum.
+        used += 8 * head
+        used += config.num_layers * layer_matrix_parameters(config) * work.item if work.item != 4 else 0
+    return held + states + used
+
+
+def moving_bytes(work: Workload, limits: Limits) -> int:
+    """What a micro-batch adds at its highest: activations, one layer's backward pass, a chunk of logits."""
+    config, item = work.config, work.item
+    rank, targets = (work.lora.r, work.lora.targets) if work.lora is not None else (0, ())
+    dropout = work.lora is not None and work.lora.dropout > 0
+
+    def kept(recompute: bool) -> int:
+        return activation_bytes_per_token(config, item, rank, targets, recompute, dropout=dropout)
+
+    again = limits.recompute
+    token = again * kept(True) + (config.num_layers - again) * kept(False) + (kept(False) if again else 0)
+    token += working_bytes_per_token(config, item) + 4 * config.hidden_size * item
+    token += round(work.supervised * 2 * config.hidden_size * item)
+    rows = min(limits.chunk_rows, limits.micro_tokens)
+    return token * limits.micro_tokens + rows * config.vocab_size * (LOGIT_BYTES[work.device] + item)
+
+
+def peak_bytes(work: Workload, limits: Limits) -> int:
+    """The most memory that training takes on its device."""
+    return round(SLACK * (fixed_bytes(work) + moving_bytes(work, limits)))
+
+
+def choose_limits(work: Workload, budget: int) -> Limits:
+    """The quickest limits whose peak is within ``budget`` bytes. UsageError naming what would fit, if none do."""
+    rows = _chunk_rows(work, budget)
+    fitting = [limits for limits in _candidates(work, rows) if peak_bytes(work, limits) <= budget]
+    if not fitting:
+        least = _least(work)
+        if peak_bytes(work, least) > budget:
+            raise UsageError(_nothing_fits(work, budget))
+        fitting = [least]
+    return min(fitting, key=lambda limits: _cost(work, limits))
+
+
+def _candidates(work: Workload, rows: int) -> Iterator[Limits]:
+    """Micro-batches from the largest useful one down to the longest example, each with 0 … all layers recomputed."""
+    tokens = max(work.longest, min(work.tokens_per_step, MOST_TOKENS[work.device]))
+    while True:
+        for recompute in range(work.config.num_layers + 1):
+            yield Limits(tokens, recompute, rows)
+        if tokens == work.longest:
+            return
+        tokens = max(tokens // 2, work.longest)
+
+
+def _cost(work: Workload, limits: Limits) -> float:
+    """Operations a token, with what a micro-batch wastes spread over its tokens; the larger micro-batch wins a tie."""
+    idle = 1 + IDLE_TOKENS[work.device] / limits.micro_tokens
+    return work.flops_per_token(limits.recompute, work.longest) * idle
+
+
+def _least(work: Workload) -> Limits:
+    return Limits(work.longest, work.config.num_layers, LEAST_CHUNK_ROWS)
+
+
+def _chunk_rows(work: Workload, budget: int) -> int:
+    """A power of two between the least and the most, whose logits take a small share of the budget."""
+    a_row = work.config.vocab_size * (LOGIT_BYTES[work.device] + work.item)
+    rows = LEAST_CHUNK_ROWS
+    while rows < MOST_CHUNK_ROWS and 2 * rows * a_row <= CHUNK_SHARE * budget:
+        rows *= 2
+    return rows
+
+
+def _nothing_fits(work: Workload, budget: int) -> str:
+    needed = peak_bytes(work, _least(work))
+    text = (
+        f"memory: training needs at least {size(needed)} and may take {size(budget)} (the longest example has "
+        f"{work.longest:,} tokens, and every layer would be recomputed). "
+    )
+    fits = [f"{told} ({size(peak)})" for told, peak in _savings(work) if peak <= budget]
+    if fits:
+        return text + "It would fit with " + ", or with ".join(fits)
+    return text + f"Nothing that the recipe can change alone brings it below; a budget of {size(needed)} would do"
+
+
+def _savings(work: Workload) -> Iterator[tuple[str, int]]:
+    """Changes of the recipe that take less, each with the least peak that it allows."""
+    if work.lora is None:
+        adapter = replace(work, lora=LoraOptions(), base="nf4")
+        yield 'train.method = "lora" and model.base = "nf4"', peak_bytes(adapter, _least(adapter))
+    elif work.base != "nf4":
+        quantised = replace(work, base="nf4")
+        yield 'model.base = "nf4"', peak_bytes(quantised, _least(quantised))
+    if work.optimizer != "adamw8bit":
+        smaller = replace(work, optimizer="adamw8bit")
+        yield 'train.optimizer = "adamw8bit"', peak_bytes(smaller, _least(smaller))
+    length = work.longest // 2
+    while length >= 128:
+        shorter = replace(work, longest=length)
+        yield f"data.max_length = {length}", peak_bytes(shorter, _least(shorter))
+        length //= 2

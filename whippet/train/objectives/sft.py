@@ -1,0 +1,42 @@
+"""Supervised fine-tuning: the next token of the trained turns.
+
+Comes in: a batch whose labels have weights (``data/weigh.py`` gave the assistant's tokens theirs). Goes out: ``Loss``,
+the sum of ``weight · -log p(label)`` over trained tokens: the eighth arrow of the walk. Dividing it by the weights of
+the whole step is the loop's, so no grouping of the data can change the result.
+T: tokens. N: rows with a label. H: hidden.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from whippet.data.batches import IGNORED, Batch
+from whippet.kernels.linear_cross_entropy import linear_cross_entropy
+from whippet.model.decoder import Decoder
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Of one batch; tensors are scalars on the model's device."""
+
+    loss_sum: Tensor
+    """fp32, with gradient: the sum of weight · nll."""
+    correct: Tensor
+    """int64: trained tokens that the model ranks first."""
+    num_trained: int
+    """Tokens with a label."""
+
+
+def loss(decoder: Decoder, batch: Batch, chunk_rows: int) -> Loss:
+    """The loss of ``batch``, which lies on the CPU: rows with a label are found there, so that no GPU is waited for."""
+    rows_N = (batch.labels != IGNORED).nonzero()[:, 0]
+    labels_N, weights_N = batch.labels[rows_N], batch.weights[rows_N]
+    device = decoder.device
+    on_device = batch.to(device)
+    hidden_TH = decoder(on_device.ids, on_device.positions, on_device.cu_seqlens, batch.max_length)
+    result = linear_cross_entropy(
+        hidden_TH[rows_N.to(device)], decoder.head_weight, labels_N.to(device), weights_N.to(device), chunk_rows
+    )
+    return Loss(result.loss_sum, result.correct, len(rows_N))
