@@ -11,6 +11,7 @@ import pytest
 
 from whippet.chat.render import Renderer, make_renderer
 from whippet.chat.tokenizer import Tokenizer
+from whippet.data import crew
 from whippet.data.examples import content_digest, is_held_out
 from whippet.data.formats import parse
 from whippet.data.prepare import Prepared, examine, prepare
@@ -242,3 +243,42 @@ def test_the_report_as_text_and_json(tmp_path: Path, renderer: Renderer) -> None
     assert value["sources"][0]["forms"] == {"messages": 1}
     assert value["empty_answers"] == 12 and 0 < value["trained_share"] < 1
     assert value["long_records"][0]["line"] == 93 and value["max_length"] == 120
+
+
+class CountedStart:
+    """``crew._begin``, which leaves a line in a file for each process."""
+
+    def __init__(self, place: Path) -> None:
+        self.place, self.real = place, crew._begin
+
+    def __call__(self, make: crew.Make) -> None:
+        with self.place.open("a") as file:
+            file.write("one\n")
+        self.real(make)
+
+
+def test_a_broken_line_in_a_process_is_told(
+    tmp_path: Path, renderer: Renderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.jsonl", [qa(f"question {number}?") for number in range(60)])
+    with open(path, "ab") as file:
+        file.write(b"\xff\xfe\n")
+    monkeypatch.setattr(crew, "ALONE", 5)
+    monkeypatch.setattr(crew, "CHUNK", 10)
+    monkeypatch.setattr(crew, "_size", lambda: 2)
+    with pytest.raises(DataError, match=r"a\.jsonl:61: not UTF-8"):
+        made(renderer, path)
+
+
+def test_several_processes_make_the_same(tmp_path: Path, renderer: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
+    records: list[Any] = [qa(f"question {number}?") if number % 7 else {"messages": []} for number in range(100)]
+    path = write(tmp_path / "a.jsonl", records)
+    alone = made(renderer, path, skip_bad=True)
+    monkeypatch.setattr(crew, "ALONE", 5)
+    monkeypatch.setattr(crew, "CHUNK", 10)
+    monkeypatch.setattr(crew, "_size", lambda: 3)
+    monkeypatch.setattr(crew, "_begin", counted := CountedStart(tmp_path / "started"))
+    together = made(renderer, path, skip_bad=True)
+    assert len(counted.place.read_text().split()) == 3
+    assert texts(train(together), renderer) == texts(train(alone), renderer)
+    assert [str(one) for one in together.report.problems] == [str(one) for one in alone.report.problems]

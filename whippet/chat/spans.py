@@ -75,20 +75,37 @@ def check_complete(rendering: Rendering, found: Mapping[int, tuple[int, int]]) -
     """Raise DataError if the template leaves out a message, a tool call or the tools: templates skip what they do not
     know without a word. ``found`` are the spans that are known, the assistant's turns among them."""
     text, name = rendering.text, rendering.template.name
-    marker = _unused_character(rendering)
-    for turn, message in enumerate(rendering.conversation.messages):
+    messages = rendering.conversation.messages
+    for turn, message in enumerate(messages):
         for call in message.tool_calls:
             if call.name not in text[slice(*found[turn])]:
                 raise DataError(f"chat template {name} leaves out the tool call of message {turn} ({call.name})")
-        proven = turn in found and not message.tool_calls
-        if proven or not message.content.strip():
-            continue
-        if marker not in rendering.again({turn: replace(message, content=marker)}):
-            what = "the text beside the tool calls of message" if message.tool_calls else "message"
-            raise DataError(f"chat template {name} leaves out {what} {turn} ({message.role})")
+    unproven = [
+        turn
+        for turn, message in enumerate(messages)
+        if message.content.strip() and (turn not in found or message.tool_calls)
+    ]
+    marker = _unused_character(rendering)
+    for turn in _unseen(rendering, unproven, marker):
+        if marker not in rendering.again({turn: replace(messages[turn], content=marker)}):
+            what = "the text beside the tool calls of message" if messages[turn].tool_calls else "message"
+            raise DataError(f"chat template {name} leaves out {what} {turn} ({messages[turn].role})")
     tools = [str(tool.get("function", tool).get("name", "")) for tool in rendering.conversation.tools]
     if tools and not any(tool in text for tool in tools):
         raise DataError(f"chat template {name} leaves out the tools ({', '.join(tools)[:80]})")
+
+
+def _unseen(rendering: Rendering, turns: Collection[int], marker: str) -> Collection[int]:
+    """Those of ``turns`` that one rendering with a mark in place of each does not show; they want a closer look."""
+    if not turns:
+        return ()
+    messages = rendering.conversation.messages
+    marks = {turn: f"{marker}{turn}{marker}" for turn in turns}
+    try:
+        marked = rendering.again({turn: replace(messages[turn], content=mark) for turn, mark in marks.items()})
+    except DataError:
+        return turns
+    return [turn for turn, mark in marks.items() if mark not in marked]
 
 
 def _unused_character(rendering: Rendering) -> str:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 
 import numpy as np
 
 from whippet.chat.render import Renderer
+from whippet.data import crew
 from whippet.data.examples import Made, Maker, Problem, is_held_out, rows_of
 from whippet.data.report import DataReport, LongRecord, SourceReport
 from whippet.data.rows import BadRow, Row
@@ -129,8 +131,9 @@ class Sides:
             about.forms[detected.format] = about.forms.get(detected.format, 0) + 1
             about.why = about.why or detected.why
             typed.append((file, detected.format))
-            for row in self._looked_at(rows, number, about):
-                self._add(self.maker.make(row, detected.format), row, number, about)
+            make = partial(self.maker.make, form=detected.format)
+            for row, made in crew.made(self._looked_at(rows, number, about), make):
+                self._add(made, row, number, about)
         return tuple(typed)
 
     def _looked_at(self, rows: Iterator[Row | BadRow], number: int, about: SourceReport) -> Iterator[Row | BadRow]:

@@ -27,7 +27,9 @@ from whippet.report.figures import size
 from whippet.train.learner import LEAST_CHUNK_ROWS, Limits
 
 MOST_TOKENS = {"cuda": 16384, "cpu": 4096}
-"""Tokens of a micro-batch beyond which products get no quicker."""
+"""Tokens of a micro-batch beyond which products get no quicker, in a model whose hidden size is at least ``WIDE``. In a
+narrower one a GPU is not yet busy with so many."""
+WIDE = 4096
 IDLE_TOKENS = {"cuda": 768, "cpu": 128}
 """What a micro-batch costs before its first token (launches, dequantised weights), in tokens' worth of time."""
 LOGIT_BYTES = {"cuda": 4, "cpu": 8}
@@ -35,6 +37,8 @@ LOGIT_BYTES = {"cuda": 4, "cpu": 8}
 CHUNK_SHARE = 0.04
 """Share of the budget that logits may take: more rows gain little once the output matrix is read seldom."""
 MOST_CHUNK_ROWS = 2048
+MOST_LOGITS = 2**28
+"""Logits of a chunk, where the vocabulary is small."""
 SLACK = 1.03
 
 
@@ -129,13 +133,18 @@ def choose_limits(work: Workload, budget: int) -> Limits:
 
 def _candidates(work: Workload, rows: int) -> Iterator[Limits]:
     """Micro-batches from the largest useful one down to the longest example, each with 0 … all layers recomputed."""
-    tokens = max(work.longest, min(work.tokens_per_step, MOST_TOKENS[work.device]))
+    tokens = max(work.longest, min(work.tokens_per_step, _most_tokens(work)))
     while True:
         for recompute in range(work.config.num_layers + 1):
             yield Limits(tokens, recompute, rows)
         if tokens == work.longest:
             return
         tokens = max(tokens // 2, work.longest)
+
+
+def _most_tokens(work: Workload) -> int:
+    narrower = max(1, WIDE // work.config.hidden_size) if work.device == "cuda" else 1
+    return MOST_TOKENS[work.device] * narrower
 
 
 def _cost(work: Workload, limits: Limits) -> float:
@@ -152,7 +161,8 @@ def _chunk_rows(work: Workload, budget: int) -> int:
     """A power of two between the least and the most, whose logits take a small share of the budget."""
     a_row = work.config.vocab_size * (LOGIT_BYTES[work.device] + work.item)
     rows = LEAST_CHUNK_ROWS
-    while rows < MOST_CHUNK_ROWS and 2 * rows * a_row <= CHUNK_SHARE * budget:
+    most = max(MOST_CHUNK_ROWS, MOST_LOGITS // work.config.vocab_size) if work.device == "cuda" else MOST_CHUNK_ROWS
+    while rows < most and 2 * rows * a_row <= CHUNK_SHARE * budget:
         rows *= 2
     return rows
 
