@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+
 from whippet.weights.hf import write_checkpoint
 
 SHARED = {
@@ -72,6 +73,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     start = time.perf_counter()
+    args.out.mkdir(parents=True, exist_ok=True)
     config = SHARED | SHAPES[args.shape]
     write_checkpoint(args.out, tensors(config, args.seed), max_shard_bytes=4 * 10**9)
     (args.out / "config.json").write_text(json.dumps(config, indent=2))

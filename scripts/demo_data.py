@@ -41,7 +41,7 @@ def record(draw: Random, name: str) -> dict[str, Any]:
     """One dog: the sentence, and its line in the register."""
     breed, age, weight, meals = draw.choice(BREEDS), draw.randint(2, 15), draw.randint(3, 60), draw.randint(1, 4)
     sentence = draw.choice(SENTENCES).format(n=name, b=breed, w=in_words(age), k=weight, m=MEALS[meals - 1])
-    line = f"{name} | {breed} | {age} y | {weight} kg | {meals}x"
+    line = f"{name}, {breed}, {age} y, {weight} kg, {meals}x"
     return {
         "messages": [
             {"role": "user", "content": f"Kennel register: {sentence}"},
