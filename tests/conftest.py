@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 from helpers_infer import write_checkpoint
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers that each take every core wait for each other: up to twenty times as long on a busy machine.
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Tiny random models for tests: made by transformers from a config, saved as checkpoints, and streams to run them on."""
+"""Tiny random models for tests: made by transformers from a config, saved as checkpoints; streams to run them on."""
 
 from __future__ import annotations
 

@@ -104,6 +104,8 @@ def test_pad_must_not_be_the_end_token(tmp_path: Path) -> None:
         tokenizer.check_pad(None)
     with pytest.raises(ModelError, match=r"model.pad_token: pad token '<nope>'"):
         tokenizer.check_pad("<nope>")
+    with pytest.raises(ModelError, match=r"model.pad_token: pad token '\\udc80' is not in the vocabulary"):
+        tokenizer.check_pad("\udc80")
     with pytest.raises(ModelError, match=r"model.pad_token: pad token '</s>'"):
         tokenizer.check_pad("</s>")
     tokenizer.check_pad("<|reserved_0|>")
@@ -176,6 +178,17 @@ def test_stream_equals_decode_of_real_tokenizers(name: str, tmp_path_factory: py
         ("tokenizer_config.json", b"[1]", "holds a list"),
         ("tokenizer_config.json", b'{"bos_token": 3}', "special token"),
         ("tokenizer_config.json", b'{"chat_template": 3}', "chat_template"),
+        ("tokenizer_config.json", b'{"eos_token": "\\ud83d"}', r"eos_token holds half of a UTF-16 pair, '\\ud83d'"),
+        ("tokenizer_config.json", b'{"pad_token": {"content": "x\\udc00"}}', r"pad_token holds half .* '\\udc00'"),
+        ("tokenizer_config.json", b'{"unk_token": "\\ud83d"}', "unk_token holds half"),
+        ("tokenizer_config.json", b'{"chat_template": "\\ud83d"}', "chat_template holds half"),
+        (
+            "tokenizer_config.json",
+            b'{"added_tokens_decoder": {"262": {"content": "\\ud83d"}}}',
+            "added_tokens_decoder.262.content holds half",
+        ),
+        ("special_tokens_map.json", b'{"bos_token": "\\ud83d"}', "bos_token holds half"),
+        ("special_tokens_map.json", b'{"bos_token": []}', "special token"),
         ("tokenizer_config.json", b'{"added_tokens_decoder": []}', "added_tokens_decoder"),
         ("tokenizer_config.json", b'{"added_tokens_decoder": {"x": {}}}', "added_tokens_decoder"),
         ("tokenizer_config.json", b'{"added_tokens_decoder": {"1": {"content": 1}}}', "added_tokens_decoder"),

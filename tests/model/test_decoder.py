@@ -35,7 +35,10 @@ def decoder(request: pytest.FixtureRequest) -> Decoder:
 def test_packed_equals_separate(decoder: Decoder) -> None:
     tokens = ids(sum(LENGTHS))
     separate = torch.cat([logits(decoder, document) for document in tokens.split(list(LENGTHS))])
-    assert (logits(decoder, tokens, *LENGTHS) - separate).abs().max() <= 1e-6
+    # Equal up to fp32 rounding, which is relative: a matrix library may sum in another order for another number of rows
+    # (on a CPU with AVX512 it does, and logits of 3 differ by 1.3e-6), so the bound is 1e-6 of the largest logit. That
+    # nothing passes from one document to another is held to the bit by the next test.
+    assert (logits(decoder, tokens, *LENGTHS) - separate).abs().max() <= 1e-6 * separate.abs().max()
 
 
 def test_a_document_has_no_influence_on_another(decoder: Decoder) -> None:

@@ -138,7 +138,9 @@ place, seed, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 seen = []
 
 def hook(event, args):
-    if event in ("socket.connect", "socket.bind", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork"):
+    if event in (
+        "socket.connect", "socket.bind", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork"
+    ):
         seen.append((event, str(args)[:200]))
     if event == "import" and args[1] and str(place) in str(args[1]):
         seen.append((event, str(args)[:200]))

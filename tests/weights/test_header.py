@@ -51,7 +51,10 @@ def test_an_honest_file(tmp_path: Path) -> None:
 LIES: dict[str, tuple[dict[str, Any], str]] = {
     "overlap": ({"b": {"dtype": "BF16", "shape": [5], "data_offsets": [20, 30]}}, "overlaps"),
     "gap": ({"a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}, "gap"),
-    "beyond the end": ({"b": {"dtype": "BF16", "shape": [500], "data_offsets": [24, 1024]}}, "gap|cut off"),
+    "beyond the end": (
+        {"b": {"dtype": "BF16", "shape": [500], "data_offsets": [24, 1024]}},
+        "take 1,024 bytes and the file holds 35: cut off",
+    ),
     "wrong size": ({"a": {"dtype": "F32", "shape": [2, 4], "data_offsets": [0, 24]}}, "takes 32 bytes"),
     "backwards": ({"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [24, 0]}}, "takes 24 bytes"),
     "negative": ({"a": {"dtype": "F32", "shape": [-2, -3], "data_offsets": [0, 24]}}, "impossible shape"),
@@ -96,6 +99,10 @@ def test_lies_are_named(lie: str, tmp_path: Path) -> None:
         (b"PK\x03\x04" + b"\0" * 60, "pickle"),
         (b"\x80\x02}q\x00X\x06\x00\x00\x00weight", "pickle"),
         (b"\x80\x04\x95\x20\x00\x00\x00\x00\x00\x00\x00}", "pickle"),
+        (b"\x80\x05\x95\x20\x00\x00\x00\x00\x00\x00\x00}", "pickle"),
+        (b"\x80\x04\x95\x20\x00\x00\x01\x00\x00\x00\x00}", "pickle"),
+        (rebuilt(b'{"a": {"dtype": "U8", "shape": [-0], "data_offsets": [0, 0]}}', b""), "-0"),
+        (rebuilt(b'{"\\"-0": {"dtype": "U8", "shape": [0], "data_offsets": [0, -0]}}', b""), "-0"),
     ],
 )
 def test_other_files_are_refused(raw: bytes, words: str, tmp_path: Path) -> None:
@@ -112,6 +119,11 @@ def test_a_header_whose_length_looks_like_a_pickle_is_read(length: int, tmp_path
     header, data = parts(honest(path))
     path.write_bytes(rebuilt(json.dumps(header).encode().ljust(length), data))
     assert set(read_header(path)) == set(TENSORS)
+
+
+def test_a_name_may_hold_what_a_number_may_not(tmp_path: Path) -> None:
+    save_file({"a-0": torch.zeros(2), 'b "[-0]\\': torch.zeros(1)}, tmp_path / "x.safetensors")
+    assert set(read_header(tmp_path / "x.safetensors")) == {"a-0", 'b "[-0]\\'}
 
 
 def test_a_file_cut_off_anywhere_is_refused(tmp_path: Path) -> None:

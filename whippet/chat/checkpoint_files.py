@@ -53,7 +53,8 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     generation = _read_object(folder / "generation_config.json")
 
     def token(name: str) -> str | None:
-        return _token_text(config.get(name), folder) or _token_text(special.get(name), folder)
+        here = _token_text(config.get(name), f"{folder / 'tokenizer_config.json'}: {name}")
+        return here or _token_text(special.get(name), f"{folder / 'special_tokens_map.json'}: {name}")
 
     pad_ids = [*_ids(generation.get("pad_token_id")), *_ids(model.get("pad_token_id"))]
     named_here = token("pad_token") is not None or not pad_ids
@@ -96,9 +97,12 @@ def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
     if isinstance(value, list):
         named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
         value = named.get("default")
-    if value is None or isinstance(value, str):
-        return value
-    raise ModelError(f"{folder / 'tokenizer_config.json'}: chat_template is a {type(value).__name__}, wanted a text")
+    where = f"{folder / 'tokenizer_config.json'}: chat_template"
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return _whole(value, where)
+    raise ModelError(f"{where} is a {type(value).__name__}, wanted a text")
 
 
 def _added_tokens(value: Any, folder: Path) -> dict[int, dict[str, Any]]:
@@ -113,17 +117,31 @@ def _added_tokens(value: Any, folder: Path) -> dict[int, dict[str, Any]]:
             raise ModelError(f"{where} has the key {str(key)[:40]!r}, wanted a token id")
         if not (isinstance(token, dict) and isinstance(token.get("content"), str) and token["content"]):
             raise ModelError(f"{where}.{key} has no content")
+        _whole(token["content"], f"{where}.{key}.content")
         tokens[int(key)] = token
     return tokens
 
 
-def _token_text(value: Any, folder: Path) -> str | None:
+def _token_text(value: Any, where: str) -> str | None:
     """A special token is written as a text, or as a table with its content."""
     if isinstance(value, dict):
         value = value.get("content")
-    if value is None or isinstance(value, str):
-        return value or None
-    raise ModelError(f"{folder / 'tokenizer_config.json'}: a special token is {value!r:.60}, wanted a text")
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return _whole(value, where) or None
+    raise ModelError(f"{where} is {value!r:.60}, wanted the text of a special token")
+
+
+def _whole(text: str, where: str) -> str:
+    """``text``, refused if it cannot be UTF-8: the escapes of JSON can spell one half of a UTF-16 pair, which neither
+    the tokenizers library nor a file takes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise ModelError(f"{where} holds half of a UTF-16 pair, {half!r}, which is no character") from error
+    return text
 
 
 def _ids(value: Any) -> list[int]:

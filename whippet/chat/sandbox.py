@@ -183,7 +183,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         made: dict[Any, Any] = {}
         for key, value in self.budget.watch(pairs.items() if isinstance(pairs, dict) else pairs):
             made[key] = value
-        return self.budget.accept(made | named)  # type: ignore[no-any-return]
+        return self.budget.accept(made | named)
 
     def _strftime_now(self, form: str) -> str:
         if not isinstance(form, str) or len(form) > MAX_STRFTIME:

@@ -92,7 +92,10 @@ class Tokenizer:
 
     def token_id(self, text: str) -> int | None:
         """The id of the token written ``text``, None if there is none."""
-        token_id = self._core.token_to_id(text)
+        try:
+            token_id = self._core.token_to_id(text)
+        except UnicodeEncodeError:
+            return None  # a command line that is no UTF-8 reaches us as lone surrogates, which no vocabulary holds
         return None if token_id is None else int(token_id)
 
     def token_text(self, token_id: int) -> str | None:

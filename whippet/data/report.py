@@ -242,5 +242,7 @@ def _end_of(path: str, width: int) -> str:
 
 
 def _folded(text: str, start: str = "  ") -> str:
-    options = {"initial_indent": start, "subsequent_indent": "    "}
-    return "\n".join(wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False, **options))
+    lines = wrap(
+        text, WIDTH, initial_indent=start, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(lines)

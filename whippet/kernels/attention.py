@@ -3,24 +3,34 @@
     out_t = sum over s ≤ t of softmax_s(scale · q_t · k_s) · v_s,  s and t in the same document
 
 Query heads share key-value heads in groups (Ainslie et al. 2023, https://arxiv.org/abs/2305.13245): query head h reads
-key-value head h // (Q / K). On a GPU in 16 bit the packed form is torch's FlashAttention with borders; elsewhere each
-run of documents of one length is a batch of torch's scaled_dot_product_attention, so that no row ever meets another
-document.
+key-value head h // (Q / K). Who computes the packed form is chosen by what there is (``backend``):
+
+    flash-attn-4        Hopper and Blackwell, where it is installed (pip install 'whippet[gpu]')
+    flash-attention-2   other CUDA cards from Ampere on, in 16 bit: the one inside torch
+    sdpa                everywhere else: each run of documents of one length is a batch of torch's
+                        scaled_dot_product_attention, so that no row ever meets another document
+
+All of them keep q, k, v, the output and one fp32 number a query for the backward pass; no key is repeated.
 
 Shapes: T tokens, D head size, Q query heads, K key-value heads, B rows of a batch, S cached positions.
 """
 
 from __future__ import annotations
 
-import inspect
+import importlib.util
 from collections.abc import Iterator
 from functools import cache
 from itertools import groupby, pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+Backend = Literal["flash-attn-4", "flash-attention-2", "sdpa"]
+MOST_HEAD_DIM = 256
+"""Of both FlashAttentions, forward and backward; flash-attn-4 takes up to 128."""
 
 
 def packed_attention(
@@ -31,9 +41,23 @@ def packed_attention(
     ``cu_seqlens``: int32 [documents + 1], the borders, from 0 to T. ``max_length``: tokens of the longest document.
     Returns [T, Q, D] in q's dtype.
     """
-    if q_TQD.is_cuda and q_TQD.dtype in (torch.bfloat16, torch.float16):
-        return _flash(q_TQD, k_TKD, v_TKD, cu_seqlens, max_length, scale)
+    chosen = backend(q_TQD.device, q_TQD.dtype, q_TQD.shape[-1])
+    if chosen == "flash-attn-4":
+        return _flash_attn_4(q_TQD, k_TKD, v_TKD, cu_seqlens, max_length, scale)
+    if chosen == "flash-attention-2":
+        return _FlashAttention2.apply(q_TQD, k_TKD, v_TKD, cu_seqlens, max_length, scale)
     return _by_document(q_TQD, k_TKD, v_TKD, cu_seqlens, scale)
+
+
+@cache
+def backend(device: torch.device, dtype: torch.dtype, head_dim: int) -> Backend:
+    """Who computes ``packed_attention`` there."""
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or head_dim > MOST_HEAD_DIM:
+        return "sdpa"
+    generation, _ = torch.cuda.get_device_capability(device)
+    if generation in (9, 10) and head_dim <= 128 and head_dim % 8 == 0 and _is_installed("flash_attn.cute"):
+        return "flash-attn-4"
+    return "flash-attention-2" if generation >= 8 else "sdpa"
 
 
 def cached_attention(q_BTQD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, lengths_B: Tensor, scale: float) -> Tensor:
@@ -94,21 +118,53 @@ def _sdpa(q_BTQD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, scale: float, *, mask:
     return out.transpose(1, 2)
 
 
-def _flash(q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, cu_seqlens: Tensor, max_length: int, scale: float) -> Tensor:
-    function, options = _varlen()
-    if k_TKD.shape[1] != q_TQD.shape[1] and "enable_gqa" not in options:
-        group = q_TQD.shape[1] // k_TKD.shape[1]
-        k_TKD, v_TKD = k_TKD.repeat_interleave(group, dim=1), v_TKD.repeat_interleave(group, dim=1)
-    return function(q_TQD, k_TKD, v_TKD, cu_seqlens, cu_seqlens, max_length, max_length, scale=scale, **options)
+def _flash_attn_4(
+    q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, cu_seqlens: Tensor, max_length: int, scale: float
+) -> Tensor:
+    from flash_attn.cute import flash_attn_varlen_func  # compiles its kernels when first called
+
+    result = flash_attn_varlen_func(
+        q_TQD,
+        k_TKD,
+        v_TKD,
+        cu_seqlens_q=cu_seqlens,
+        cu_seqlens_k=cu_seqlens,
+        max_seqlen_q=max_length,
+        max_seqlen_k=max_length,
+        softmax_scale=scale,
+        causal=True,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+    )
+    return result[0] if isinstance(result, tuple) else result
 
 
-@cache
-def _varlen() -> tuple[Any, dict[str, Any]]:
-    """torch's variable-length attention with the options that make it causal and grouped in the installed version."""
-    from torch.nn.attention.varlen import varlen_attn  # loads CUDA libraries: only where it is used
+class _FlashAttention2(torch.autograd.Function):
+    """The operators below torch's ``varlen_attn``, which in torch 2.11 takes no grouped heads though they do."""
 
-    names = inspect.signature(varlen_attn).parameters
-    options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in names else {"is_causal": True}
-    if "enable_gqa" in names:
-        options["enable_gqa"] = True
-    return varlen_attn, options
+    @staticmethod
+    def forward(
+        ctx: Any, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, cu_seqlens: Tensor, max_length: int, scale: float
+    ) -> Tensor:
+        out_TQD, lse_QT, random, unused, _ = torch.ops.aten._flash_attention_forward(
+            q_TQD, k_TKD, v_TKD, cu_seqlens, cu_seqlens, max_length, max_length, 0.0, True, False, scale=scale
+        )
+        ctx.save_for_backward(q_TQD, k_TKD, v_TKD, out_TQD, lse_QT, cu_seqlens, random, unused)
+        ctx.max_length, ctx.scale = max_length, scale
+        return out_TQD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_TQD: Tensor) -> tuple[Tensor | None, ...]:
+        q_TQD, k_TKD, v_TKD, out_TQD, lse_QT, borders, random, unused = ctx.saved_tensors
+        grads = torch.ops.aten._flash_attention_backward(
+            grad_TQD.contiguous(), q_TQD, k_TKD, v_TKD, out_TQD, lse_QT, borders, borders, ctx.max_length,
+            ctx.max_length, 0.0, True, random, unused, scale=ctx.scale,
+        )  # fmt: skip
+        return (*grads, None, None, None)
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package above it
+        return False

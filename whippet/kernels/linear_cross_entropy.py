@@ -96,11 +96,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             run = rows_triton if triton_jit.usable(logits_CV) else rows_torch
             gradient_dtype = hidden_NH.dtype if wants_hidden or wants_weight else None
             logprobs_N[rows], hits_C, dlogits_CV = run(logits_CV, labels_N[rows], weights_N[rows], gradient_dtype)
+            del logits_CV  # else it would still be there while the next chunk's are formed
             correct += hits_C.sum()
             if dhidden_NH is not None and dlogits_CV is not None:
                 torch.mm(dlogits_CV, head_VH, out=dhidden_NH[rows])
             if dweight_VH is not None and dlogits_CV is not None:
                 dweight_VH += dlogits_CV.T @ hidden_NH[rows]
+            del dlogits_CV
         ctx.save_for_backward(*(grad for grad in (dhidden_NH, dweight_VH) if grad is not None))
         ctx.weight_dtype = head_VH.dtype if weight_VH is None else weight_VH.dtype
         ctx.mark_non_differentiable(correct, logprobs_N)

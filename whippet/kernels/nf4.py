@@ -11,8 +11,8 @@ dynamic levels: absmax ≈ nested_code[absmax8] · nested_absmax[block of 256] +
 
 In: fp32, bf16 or fp16 weights, on any device. Out: NF4Tensor, and back to any of the three dtypes.
 
-Where bitsandbytes rounds differently on its two backends, this file does what the backend of the tensor's device does
-(``nf4_rounding.py``).
+Where bitsandbytes quantises differently on its two backends, this file does what the backend of the tensor's device
+does (``nf4_rounding.py``). Dequantising follows the formula, whatever the CPU (``docs/numerics.md``).
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def quantize_nf4(weight: Tensor, *, double: bool = True, name: str = "weight") -
 def dequantize_nf4(weight: NF4Tensor, dtype: torch.dtype | None = None, out: Tensor | None = None) -> Tensor:
     """The weights in ``dtype`` (by default the one they had), written into ``out`` if that is given.
 
-    The product with absmax is formed in fp32 and rounded once. ``out``: contiguous, of ``dtype``, as many numbers.
+    The product with absmax is formed in fp32 and rounded once, to nearest even. ``out``: contiguous, of ``dtype``, as
+    many numbers.
     """
     dtype = dtype or weight.dtype
     if out is None:

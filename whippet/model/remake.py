@@ -1,8 +1,9 @@
 """Keep a cheap tensor out of the memory between forward and backward: make it again when the backward pass asks.
 
-A projection wants its input for the gradient of its adapter. That input is a norm's or an activation's output, which one
-cheap pass computes from a tensor that is kept anyway. Within ``remade(tensor, make)`` autograd saves ``make`` in place of
-``tensor``; everything else is saved as usual. Values are the same bits, since the same function of the same bits runs.
+A projection wants its input for the gradient of its adapter. That input is a norm's or an activation's output, which
+one cheap pass computes from a tensor that is kept anyway. Within ``remade(tensor, make)`` autograd saves ``make`` in
+place of ``tensor``; everything else is saved as usual. Values are the same bits, since the same function of the same
+bits runs.
 """
 
 from __future__ import annotations

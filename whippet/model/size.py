@@ -97,8 +97,8 @@ def training_flops_per_token(
 def weight_bytes(config: ModelConfig, base: str, item: int) -> dict[str, int]:
     """Bytes of the held weights by part: ``projections``, ``embedding``, ``head`` (0 if tied), ``other``.
 
-    ``base`` is ``fp32``, ``bf16`` or ``nf4``. Under nf4 the projections take 4 bit a weight, a byte for each block of 64
-    and 8 bytes for each 256 blocks; everything else is held in the compute dtype.
+    ``base`` is ``fp32``, ``bf16`` or ``nf4``. Under nf4 the projections take 4 bit a weight, a byte for each block of
+    64 and 8 bytes for each 256 blocks; everything else is held in the compute dtype.
     """
     dense = {"fp32": 4, "bf16": 2, "nf4": item}[base]
     table = config.vocab_size * config.hidden_size * dense
@@ -139,24 +139,23 @@ def activation_bytes_per_token(
     return kept * item + (config.num_heads + 2) * 4
 
 
-def working_bytes_per_token(config: ModelConfig, item: int) -> int:
-    """Bytes a token that one layer takes while its backward pass runs, at its highest, beside what is kept.
+def backward_bytes(config: ModelConfig, base: str, item: int, tokens: int) -> int:
+    """Bytes that one layer takes while its backward pass runs, at its highest, beside what it kept.
 
-    In the MLP: the gradients of gate_up ``2F`` and of its activation ``F``, the activation made again ``F``, the
-    gradient of the residual stream and the remade norm ``2H``. At the norm: four fp32 rows of ``H``.
+    The highest moments: at the activation, its gradient ``F`` and that of gate_up ``2F`` beside the residual stream's
+    ``H``; at gate_up, its gradient ``2F``, the weight in the compute dtype, and three rows of ``H``; at attention, the
+    gradients of qkv before and after the turn, of the output, and an fp32 sum for the queries.
     """
-    hidden, inner = config.hidden_size, config.intermediate_size
-    mlp = (4 * inner + 2 * hidden) * item
-    norm = 2 * hidden * item + 4 * hidden * 4
-    return max(mlp, norm)
+    hidden, inner, queries = config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim
+    activation = (3 * inner + hidden) * item * tokens
+    gate_up = (2 * inner + 3 * hidden) * item * tokens + dense_bytes(2 * inner * hidden, base, item)
+    attention = ((2 * config.qkv_size + 2 * queries + hidden) * item + 4 * queries) * tokens
+    return max(activation, gate_up, attention)
 
 
-def working_weight_bytes(config: ModelConfig, base: str, item: int) -> int:
-    """Bytes of the largest fused matrix in the compute dtype, made for one product and dropped; 0 if held in it."""
-    if base != "nf4" and {"fp32": 4, "bf16": 2}[base] == item:
-        return 0
-    hidden = config.hidden_size
-    return item * max(2 * config.intermediate_size * hidden, config.qkv_size * hidden)
+def dense_bytes(weights: int, base: str, item: int) -> int:
+    """Bytes of a matrix in the compute dtype, made for one product and dropped; 0 if it is held so."""
+    return 0 if base != "nf4" and {"fp32": 4, "bf16": 2}[base] == item else weights * item
 
 
 def kv_cache_bytes_per_token(config: ModelConfig, item: int) -> int:

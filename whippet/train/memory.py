@@ -13,14 +13,14 @@ from whippet.errors import UsageError
 from whippet.model.config import ModelConfig
 from whippet.model.size import (
     activation_bytes_per_token,
+    backward_bytes,
+    dense_bytes,
     layer_matrix_parameters,
     lora_parameters,
     optimizer_bytes,
     parameters,
     training_flops_per_token,
     weight_bytes,
-    working_bytes_per_token,
-    working_weight_bytes,
 )
 from whippet.options import LoraOptions
 from whippet.report.figures import size
@@ -39,7 +39,7 @@ CHUNK_SHARE = 0.04
 MOST_CHUNK_ROWS = 2048
 MOST_LOGITS = 2**28
 """Logits of a chunk, where the vocabulary is small."""
-SLACK = 1.03
+SLACK = 1.01
 
 
 @dataclass(frozen=True)
@@ -82,24 +82,19 @@ def weights_bytes(work: Workload) -> int:
 
 
 def fixed_bytes(work: Workload) -> int:
-    """What is there at every moment: weights, trained factors, gradients, optimiser states, one matrix in use."""
+    """What is there at every moment: weights, trained factors, gradients, optimiser states."""
     config, full = work.config, work.lora is None
-    head = config.vocab_size * config.hidden_size
     held = weights_bytes(work) + (0 if full else 4 * work.trained)
     states = 4 * work.trained + optimizer_bytes(work.trained, work.optimizer)
-    used = working_weight_bytes(config, work.base, work.item)
-    dense = {"fp32": 4, "bf16": 2, "nf4": work.item}[work.base]
-    used += head * work.item if dense != work.item else 0
-    if full:
-        # Autograd keeps each weight as it was cast; the output matrix's gradient is formed beside its sum.
-        used += 8 * head
-        used += config.num_layers * layer_matrix_parameters(config) * work.item if work.item != 4 else 0
-    return held + states + used
+    # Autograd keeps each weight of full training as it was cast.
+    cast = config.num_layers * dense_bytes(layer_matrix_parameters(config), work.base, work.item) if full else 0
+    return held + states + cast
 
 
 def moving_bytes(work: Workload, limits: Limits) -> int:
-    """What a micro-batch adds at its highest: activations, one layer's backward pass, a chunk of logits."""
-    config, item = work.config, work.item
+    """What a micro-batch adds at its highest: what the layers keep, and then the more of the loss and of one layer's
+    backward pass, since they follow each other."""
+    config, item, tokens = work.config, work.item, limits.micro_tokens
     rank, targets = (work.lora.r, work.lora.targets) if work.lora is not None else (0, ())
     dropout = work.lora is not None and work.lora.dropout > 0
 
@@ -107,11 +102,22 @@ def moving_bytes(work: Workload, limits: Limits) -> int:
         return activation_bytes_per_token(config, item, rank, targets, recompute, dropout=dropout)
 
     again = limits.recompute
-    token = again * kept(True) + (config.num_layers - again) * kept(False) + (kept(False) if again else 0)
-    token += working_bytes_per_token(config, item) + 4 * config.hidden_size * item
-    token += round(work.supervised * 2 * config.hidden_size * item)
-    rows = min(limits.chunk_rows, limits.micro_tokens)
-    return token * limits.micro_tokens + rows * config.vocab_size * (LOGIT_BYTES[work.device] + item)
+    layers = (again * kept(True) + (config.num_layers - again) * kept(False)) * tokens
+    backward = backward_bytes(config, work.base, item, tokens) + (kept(False) * tokens if again else 0)
+    return layers + max(_loss_bytes(work, limits), backward)
+
+
+def _loss_bytes(work: Workload, limits: Limits) -> int:
+    """The final norm's input and output, the supervised rows and their gradient, a chunk of logits and its gradient,
+    the output matrix as it is multiplied with; in full training its gradient, and that beside its sum."""
+    config, item, tokens = work.config, work.item, limits.micro_tokens
+    supervised = round(work.supervised * tokens)
+    head = config.vocab_size * config.hidden_size
+    rows = min(limits.chunk_rows, max(supervised, 1))
+    logits = rows * config.vocab_size * (LOGIT_BYTES[work.device] + item)
+    hidden = 2 * (tokens + supervised) * config.hidden_size * item
+    held_in = {"fp32": 4, "bf16": 2, "nf4": item}[work.base]
+    return logits + hidden + (head * item if held_in != item else 0) + (8 * head if work.lora is None else 0)
 
 
 def peak_bytes(work: Workload, limits: Limits) -> int:

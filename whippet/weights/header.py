@@ -7,6 +7,7 @@ and fill the data without gap or overlap. In: a path. Out: what each tensor is. 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ ITEM_BYTES = {
 }  # fmt: skip
 MAX_HEADER_BYTES = 100_000_000
 """The limit that the format itself sets."""
+TEXTS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 ADVICE = "Convert it to safetensors where it comes from (save_pretrained of transformers writes that)"
 
@@ -52,18 +54,25 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             raw = file.read(length)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
-    return _check(parse_json(raw, f"{path}: header"), size - 8 - length, path)
+    tensors = _check(parse_json(raw, f"{path}: header"), size - 8 - length, path)
+    # Python reads -0 as the natural number 0, safetensors refuses it; what we read, every reader must read alike.
+    if b"-0" in raw and b"-0" in TEXTS.sub(b"", raw):
+        raise ModelError(f"{path}: header: holds -0; wanted natural numbers only")
+    return tensors
 
 
 def refuse_pickle(path: Path, start: bytes) -> None:
     """Raise ModelError if the name or the first bytes are those of a pickle, or of the archive that torch puts it in.
 
-    Protocols 2 and later open with 0x80 and the protocol's number. Older ones open with text, and fail the header's
-    check, as any other file does.
+    Protocols 2 and later open with 0x80 and the protocol's number, 4 and later then with 0x95 and the length of a
+    frame. Older ones open with text, and fail the header's check, as any other file does.
     """
     pickled = len(start) >= 2 and start[0] == 0x80 and start[1] <= 5
-    # A header of 0x580 + ... bytes also begins 0x80 0x05; its JSON begins right after the length's zeros.
-    pickled = pickled and not (len(start) == 8 and start[4:] == b"\0\0\0\0")
+    # The length of an honest header may also begin 0x80 0x05; its high bytes are zeros then. So are those of a short
+    # frame's length, so that a frame counts whatever follows. (Six lengths up to the limit spell 0x80 0x04 0x95 and six
+    # 0x80 0x05 0x95, the first 9,766,016 bytes: a header of one of these is refused too.)
+    framed = start[:3] in (b"\x80\x04\x95", b"\x80\x05\x95")
+    pickled = pickled and (framed or not (len(start) == 8 and start[4:] == b"\0\0\0\0"))
     zipped = start[:4] in (b"PK\x03\x04", b"PK\x05\x06")
     if zipped or pickled or path.suffix in PICKLE_SUFFIXES:
         raise ModelError(f"{path}: a pickle, which can run code when read, so whippet never opens one. {ADVICE}")
@@ -79,17 +88,19 @@ def _check(header: dict[str, Any], data_bytes: int, path: Path) -> dict[str, Ten
         info, begin = _entry(name, entry, path)
         tensors[name] = info
         places.append((begin, begin + info.nbytes, name))
+    # Before gaps and overlaps: a download that broke off is the likeliest fault, and how much is missing tells it best.
+    wanted_bytes = max((end for _, end, _ in places), default=0)
+    if wanted_bytes != data_bytes:
+        raise ModelError(
+            f"{path}: its tensors take {wanted_bytes:,} bytes and the file holds {data_bytes:,}: cut off or damaged; "
+            "download it again"
+        )
     reached = 0
     for begin, end, name in sorted(places):
         if begin != reached:
             fault = "overlaps the one before" if begin < reached else "leaves a gap before it"
             raise ModelError(f"{path}: tensor {name!r} {fault} (at byte {begin:,}, expected {reached:,})")
         reached = end
-    if reached != data_bytes:
-        raise ModelError(
-            f"{path}: its tensors take {reached:,} bytes and the file holds {data_bytes:,}: cut off or damaged; "
-            "download it again"
-        )
     return tensors
 
 
