@@ -89,7 +89,7 @@ def main() -> None:
     if args.budget:
         limits = choose_limits(work, parse_bytes(args.budget, "--budget") or 0)
     else:
-        limits = Limits(tokens, args.recompute, args.chunk_rows)
+        limits = Limits(args.micro_tokens or tokens, args.recompute, args.chunk_rows, args.park)
     learner = Learner(decoder, parameters, make_optimizer(parameters, train), sft.loss, train, limits, print)
     made = time.perf_counter() - started
     times: list[float] = []
@@ -143,6 +143,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--recompute", type=int, default=0)
+    parser.add_argument("--park", type=int, default=0)
+    parser.add_argument("--micro-tokens", type=int, default=0)
     parser.add_argument("--chunk-rows", type=int, default=1024)
     parser.add_argument("--budget", default="")
     parser.add_argument("--optimizer", default="adamw")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from kernels import op_cases as cases
 
+from whippet.kernels import frozen_linear
 from whippet.kernels.nf4 import quantize_nf4
 
 dtypes = pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
@@ -46,6 +47,17 @@ def test_packed_attention(lengths: tuple[int, ...], kv_heads: int, dtype: torch.
 def test_frozen_linear(dtype: torch.dtype, nf4: bool, dropped: str) -> None:
     weight_NK = cases.random(123, 100, dtype=torch.float32, device="cpu", seed=5, grad=False)
     cases.check_frozen_linear(quantize_nf4(weight_NK) if nf4 else weight_NK, dtype, "cpu", dropped=dropped)
+
+
+@dtypes
+def test_a_wide_weight_goes_by_halves(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = quantize_nf4(cases.random(512, 64, dtype=torch.float32, device="cpu", seed=5, grad=False))
+    seen: list[tuple[int, ...]] = []
+    real = frozen_linear.dense
+    monkeypatch.setattr(frozen_linear, "dense", lambda w, dtype: seen.append(tuple(w.shape)) or real(w, dtype))
+    monkeypatch.setattr(frozen_linear, "HALVED", 512 * 64)
+    cases.check_frozen_linear(weight, dtype, "cpu")
+    assert seen.count((256, 64)) == 2
 
 
 @dtypes

@@ -115,16 +115,16 @@ def gradients(decoder: Decoder, tokens: torch.Tensor, seed: int = 0) -> dict[str
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("recompute", [1, 2])
-def test_recomputing_changes_no_bit(recompute: int, dropout: float) -> None:
-    """Dropout draws the same mask again."""
+@pytest.mark.parametrize(("recompute", "park"), [(1, 0), (2, 0), (2, 1), (2, 2)])
+def test_recomputing_changes_no_bit(recompute: int, park: int, dropout: float) -> None:
+    """Dropout draws the same mask again; inputs that were parked come back."""
     decoder = random_decoder()
     lora.attach(decoder, LoraOptions(r=4, dropout=dropout), seed=1)
     for parameter in lora.adapter_parameters(decoder).values():
         torch.nn.init.normal_(parameter, std=0.2)
     decoder.train()
     kept = gradients(decoder, ids(50))
-    decoder.recompute = recompute
+    decoder.recompute, decoder.park = recompute, park
     again = gradients(decoder, ids(50))
     assert set(kept) == set(again)
     assert len(kept) == 2 * 7 * TINY.num_layers

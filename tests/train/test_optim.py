@@ -11,6 +11,7 @@ from helpers_train import make_learner, ragged_step
 from torch import nn
 
 from whippet.errors import MissingExtra, ModelError
+from whippet.lora import merged_weight
 from whippet.options import TrainOptions
 from whippet.train import optim
 from whippet.train.optim import learning_rate, make_optimizer, optimizer_tensors, restore_optimizer
@@ -88,6 +89,21 @@ def test_states_survive_a_restart_bit_for_bit(optimizer: str) -> None:
     again = optimizer_tensors(two.optimizer, two.parameters)
     for name, tensor in optimizer_tensors(one.optimizer, one.parameters).items():
         assert torch.equal(tensor, again[name]) and tensor.dtype == again[name].dtype, name
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
+def test_the_model_sees_each_step_of_its_factors(optimizer: str) -> None:
+    """The factors that are multiplied with are copies of the trained ones; a copy that lags would show here."""
+    if optimizer == "adamw8bit":
+        pytest.importorskip("bitsandbytes")
+    learner = make_learner(optimizer=optimizer)
+    step = ragged_step([[9, 7], [12]])
+    for seed in range(3):
+        learner.learn(step, 1e-2, seed)
+        for _, projection in learner.decoder.projections():
+            x = torch.randn(5, projection.in_size)
+            merged = x @ merged_weight(projection).T
+            torch.testing.assert_close(projection(x), merged, rtol=0, atol=1e-5)
 
 
 def test_strange_states_are_refused() -> None:

@@ -46,11 +46,12 @@ def test_an_8b_qlora_takes_what_such_a_step_takes() -> None:
     assert 5.2 * GIB < fixed_bytes(QLORA) < 6.8 * GIB
     assert 17 * GIB < peak_bytes(QLORA, Limits(4096, 0, 512)) < 23 * GIB
     assert 6.3 * GIB < peak_bytes(QLORA, Limits(4096, 32, 512)) < 8.5 * GIB
+    assert 5.9 * GIB < peak_bytes(QLORA, Limits(4096, 32, 512, park=32)) < 7.2 * GIB
 
 
 @pytest.mark.parametrize("gib", [6.5, 7, 8, 12, 16, 24, 40, 80])
 def test_what_is_chosen_fits_and_more_memory_is_never_slower(gib: float) -> None:
-    if gib * GIB < peak_bytes(QLORA, Limits(2048, 32, 64)):
+    if gib * GIB < peak_bytes(QLORA, Limits(2048, 32, 64, park=32)):
         with pytest.raises(UsageError):
             choose_limits(QLORA, int(gib * GIB))
         return
@@ -65,6 +66,8 @@ def test_what_is_chosen_fits_and_more_memory_is_never_slower(gib: float) -> None
 def test_plenty_of_memory_recomputes_nothing() -> None:
     assert choose_limits(QLORA, 140 * GIB).recompute == 0
     assert choose_limits(QLORA, 12 * GIB).recompute > 0
+    assert choose_limits(QLORA, 7 * GIB).park > 0
+    assert choose_limits(dataclasses.replace(QLORA, device="cpu"), 12 * GIB).park == 0
 
 
 def test_nothing_fits_says_what_would() -> None:

@@ -21,8 +21,9 @@ from whippet.kernels.rms_norm import add_rms_norm, rms_norm
 from whippet.kernels.rope import rope
 from whippet.model.cache import KVCache
 from whippet.model.config import ModelConfig
+from whippet.model.park import Parking
 from whippet.model.projection import Projection
-from whippet.model.recompute import recomputed
+from whippet.model.recompute import Place, recomputed
 from whippet.model.remake import remade
 from whippet.model.rope import rope_tables
 
@@ -60,6 +61,14 @@ class Block(nn.Module):
         self.down = projection({"down_proj": hidden}, inner, config.mlp_bias)
 
     def forward(self, x_TH: Tensor, stream: Stream, cache: KVCache | None = None) -> Tensor:
+        x_TH, y_TH = self.terms(x_TH, stream, cache)
+        return x_TH + y_TH
+
+    def terms(
+        self, x_TH: Tensor, stream: Stream, cache: KVCache | None = None, *, last_product: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """The residual stream after attention, and what the MLP adds to it. Without ``last_product`` the values of the
+        second are not computed: its graph alone is what a backward pass needs."""
         eps = self.config.norm_eps
         normed_TH = rms_norm(x_TH, self.attention_norm, eps)
         with remade(normed_TH, partial(rms_norm, x_TH.detach(), self.attention_norm, eps)):
@@ -70,7 +79,7 @@ class Block(nn.Module):
             gate_up_TF = self.gate_up(normed_TH)
         gated_TF = silu_mul(gate_up_TF)
         with remade(gated_TF, partial(silu_mul, gate_up_TF.detach())):
-            return x_TH + self.down(gated_TF)
+            return x_TH, self.down(gated_TF, product=last_product)
 
     def _attention(self, qkv_TE: Tensor, stream: Stream, cache: KVCache | None) -> Tensor:
         config = self.config
@@ -90,7 +99,8 @@ class Decoder(nn.Module):
     """A causal language model without its tokenizer.
 
     ``compute_dtype`` is the dtype of activations and products. Trained parameters are kept in fp32 and cast where they
-    are used. The activations of the first ``recompute`` layers are dropped and computed again in the backward pass.
+    are used. The activations of the first ``recompute`` layers are dropped and computed again in the backward pass; the
+    inputs of the first ``park`` of those wait for it in the host's memory.
     Parameters are made on ``device`` without values; ``weights/load.py`` gives them theirs.
     """
 
@@ -105,7 +115,9 @@ class Decoder(nn.Module):
         super().__init__()
         where = torch.device(device)
         shape = (config.vocab_size, config.hidden_size)
-        self.config, self.compute_dtype, self.recompute = config, compute_dtype, 0
+        self.config, self.compute_dtype = config, compute_dtype
+        self.recompute, self.park = 0, 0
+        self._parking: Parking | None = None
         self.embedding = nn.Parameter(torch.empty(shape, device=where, dtype=dtype))
         self.layers = nn.ModuleList(
             Block(config, index, device=where, dtype=dtype) for index in range(config.num_layers)
@@ -170,12 +182,22 @@ class Decoder(nn.Module):
             cache.check(cu_seqlens, max_length)
         stream = Stream(*rope_tables(self.config, positions_T), cu_seqlens, max_length)
         for index, block in enumerate(self.blocks()):
-            run = partial(block, stream=stream, cache=cache)
-            again = index < self.recompute and torch.is_grad_enabled()
-            x_TH = recomputed(run, x_TH) if again else run(x_TH)
+            if index < self.recompute and torch.is_grad_enabled():
+                again = partial(block.terms, stream=stream, last_product=False)
+                x_TH = recomputed(partial(block, stream=stream), again, x_TH, self._place(index))
+            else:
+                x_TH = block(x_TH, stream, cache)
         if cache is not None:
             cache.advance(cu_seqlens, max_length)
         return rms_norm(x_TH, self.norm, self.config.norm_eps)
+
+    def _place(self, index: int) -> Place | None:
+        """Where the input of a recomputed layer waits, if not on the device."""
+        if index >= self.park:
+            return None
+        if self._parking is None:
+            self._parking = Parking(self.device)
+        return self._parking, index
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """Scores of the next token, fp32 ``[N, V]``, of rows that ``forward`` gave."""

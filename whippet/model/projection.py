@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from whippet.kernels.frozen_linear import LoraPart, frozen_linear
+from whippet.kernels.frozen_linear import LoraPart, Stacked, frozen_linear
 from whippet.kernels.nf4 import NF4Tensor, dequantize_nf4
 
 
@@ -50,6 +50,7 @@ class Projection(nn.Module):
         self.bias: nn.Parameter | None = nn.Parameter(torch.empty(start, device=device, dtype=dtype)) if bias else None
         self.adapters = nn.ModuleDict()
         self.adapters_enabled = True
+        self._stacked: Stacked | None = None
 
     @property
     def device(self) -> torch.device:
@@ -77,13 +78,22 @@ class Projection(nn.Module):
         found = ((name, self.adapters[name]) for name in self.parts if name in self.adapters)
         return [(name, adapter) for name, adapter in found if isinstance(adapter, Adapter)]
 
-    def forward(self, x_TK: Tensor) -> Tensor:
+    def forward(self, x_TK: Tensor, *, product: bool = True) -> Tensor:
+        """Without ``product`` the values over a frozen weight are left out: the result serves its graph alone."""
         if self.nf4 is not None:
-            return frozen_linear(x_TK, self.nf4, self.bias, self._lora_parts(x_TK))
+            return self._frozen(x_TK, self.nf4, product)
         if self.dense.requires_grad:
             bias_N = None if self.bias is None else self.bias.to(x_TK.dtype)
             return F.linear(x_TK, self.dense.to(x_TK.dtype), bias_N)
-        return frozen_linear(x_TK, self.dense, self.bias, self._lora_parts(x_TK))
+        return self._frozen(x_TK, self.dense, product)
+
+    def _frozen(self, x_TK: Tensor, weight: Tensor | NF4Tensor, product: bool) -> Tensor:
+        parts = self._lora_parts(x_TK)
+        if not parts or parts[0].x_dropped is not None:
+            return frozen_linear(x_TK, weight, self.bias, parts, product=product)
+        if self._stacked is None or not self._stacked.fits(parts, x_TK.dtype):
+            self._stacked = Stacked(parts, self.out_size, x_TK.dtype)
+        return frozen_linear(x_TK, weight, self.bias, parts, self._stacked.renewed(parts), product=product)
 
     def _lora_parts(self, x_TK: Tensor) -> list[LoraPart]:
         if not self.adapters_enabled:
@@ -96,6 +106,7 @@ class Projection(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
+        self._stacked = None
         if self.nf4 is not None:
             self.nf4 = self.nf4.to(fn(self.nf4.codes).device)
         return self

@@ -13,6 +13,8 @@ from whippet.model.config import ModelConfig
 
 NF4_BLOCK = 64
 NF4_NESTED_BLOCK = 256
+NF4_HALVED = 2**26
+"""As in ``kernels/nf4.py`` and ``kernels/frozen_linear.py``, which need torch."""
 
 
 def projection_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
@@ -55,6 +57,17 @@ def lora_parameters(config: ModelConfig, r: int, targets: Sequence[str]) -> int:
     return config.num_layers * sum(r * sum(shapes[target]) for target in targets)
 
 
+def stacked_parameters(config: ModelConfig, r: int, targets: Sequence[str]) -> int:
+    """Numbers of the stacked factors of all layers (``kernels/frozen_linear.py``): for each fused matrix with n adapted
+    parts ``n r`` rows of A, and as many columns of B with all of the matrix's rows."""
+    shapes = projection_shapes(config)
+    total = 0
+    for fused in (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)):
+        rows, columns = sum(shapes[part][0] for part in fused), shapes[fused[0]][1]
+        total += r * sum(part in targets for part in fused) * (rows + columns)
+    return config.num_layers * total
+
+
 def forward_flops_per_token(config: ModelConfig, length: int) -> float:
     """Operations of one forward pass, a multiplication and an addition counted as two.
 
@@ -85,11 +98,13 @@ def training_flops_per_token(
     """Operations of forward and backward.
 
     Backward of a matrix costs its forward once for the inputs, and once more for the weights if they are trained
-    (``full``); of attention 2.5 times (five products for two). ``recompute`` layers run forward twice. The output
-    matrix meets only the ``supervised`` share of tokens.
+    (``full``); of attention 2.5 times (five products for two). ``recompute`` layers run forward twice, but for the
+    last product over frozen weights, whose values no gradient needs. The output matrix meets only the ``supervised``
+    share of tokens.
     """
     again = recompute / config.num_layers
-    matrices = matrix_flops_per_token(config) * (2 + full + again)
+    last = config.hidden_size * config.intermediate_size / layer_matrix_parameters(config)
+    matrices = matrix_flops_per_token(config) * (2 + full + again * (1 if full else 1 - last))
     head = head_flops_per_token(config) * (2 + full) * supervised
     return matrices + head + attention_flops_per_token(config, length) * (3.5 + again)
 
@@ -143,12 +158,14 @@ def backward_bytes(config: ModelConfig, base: str, item: int, tokens: int) -> in
     """Bytes that one layer takes while its backward pass runs, at its highest, beside what it kept.
 
     The highest moments: at the activation, its gradient ``F`` and that of gate_up ``2F`` beside the residual stream's
-    ``H``; at gate_up, its gradient ``2F``, the weight in the compute dtype, and three rows of ``H``; at attention, the
-    gradients of qkv before and after the turn, of the output, and an fp32 sum for the queries.
+    ``H``; at gate_up, its gradient ``2F``, the weight (or half of it) in the compute dtype, three rows of ``H``; at
+    attention, the gradients of qkv before and after the turn, of the output, and an fp32 sum for the queries.
     """
     hidden, inner, queries = config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim
     activation = (3 * inner + hidden) * item * tokens
-    gate_up = (2 * inner + 3 * hidden) * item * tokens + dense_bytes(2 * inner * hidden, base, item)
+    weights = 2 * inner * hidden
+    made = weights // 2 if base == "nf4" and weights >= NF4_HALVED else weights
+    gate_up = (2 * inner + 3 * hidden) * item * tokens + dense_bytes(made, base, item)
     attention = ((2 * config.qkv_size + 2 * queries + hidden) * item + 4 * queries) * tokens
     return max(activation, gate_up, attention)
 

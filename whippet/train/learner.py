@@ -37,6 +37,8 @@ class Limits:
     """Leading layers whose activations are computed again in the backward pass."""
     chunk_rows: int
     """Rows of the output matrix's product that exist at once."""
+    park: int = 0
+    """Leading layers, of those that are computed again, whose inputs wait in the host's memory."""
 
     def as_dict(self) -> dict[str, int]:
         """For JSON; ``Limits(**d)`` makes it again."""
@@ -77,7 +79,8 @@ class Learner:
         """Do one step at the learning rate ``rate``; ``seed`` decides what dropout draws."""
         while True:
             self.optimizer.zero_grad(set_to_none=True)
-            self.decoder.train().recompute = self.limits.recompute
+            self.decoder.train()
+            self.decoder.recompute, self.decoder.park = self.limits.recompute, self.limits.park
             torch.manual_seed(seed)
             learnt = self._attempt(step, rate)
             if isinstance(learnt, Learnt):
@@ -129,10 +132,12 @@ class Learner:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         before, layers = self.limits, self.decoder.config.num_layers
+        most = layers if self.decoder.device.type == "cuda" else 0
         if batch.num_examples > 1:
             self.limits = replace(before, micro_tokens=max(1, batch.num_tokens // 2))
-        elif before.recompute < layers or before.chunk_rows > LEAST_CHUNK_ROWS:
-            self.limits = replace(before, recompute=layers, chunk_rows=min(before.chunk_rows, LEAST_CHUNK_ROWS))
+        elif before.recompute < layers or before.park < most or before.chunk_rows > LEAST_CHUNK_ROWS:
+            rows = min(before.chunk_rows, LEAST_CHUNK_ROWS)
+            self.limits = replace(before, recompute=layers, park=most, chunk_rows=rows)
         else:
             raise WhippetError(
                 f"out of memory: one document of {batch.num_tokens:,} tokens does not fit on {self.decoder.device}, "

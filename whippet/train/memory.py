@@ -19,6 +19,7 @@ from whippet.model.size import (
     lora_parameters,
     optimizer_bytes,
     parameters,
+    stacked_parameters,
     training_flops_per_token,
     weight_bytes,
 )
@@ -39,6 +40,8 @@ CHUNK_SHARE = 0.04
 MOST_CHUNK_ROWS = 2048
 MOST_LOGITS = 2**28
 """Logits of a chunk, where the vocabulary is small."""
+PARK_COST = 0.01
+"""Share of a step that the copies of all layers' inputs take, though they run beside its work."""
 SLACK = 1.01
 
 
@@ -84,7 +87,10 @@ def weights_bytes(work: Workload) -> int:
 def fixed_bytes(work: Workload) -> int:
     """What is there at every moment: weights, trained factors, gradients, optimiser states."""
     config, full = work.config, work.lora is None
-    held = weights_bytes(work) + (0 if full else 4 * work.trained)
+    held = weights_bytes(work)
+    if work.lora is not None:
+        held += 4 * work.trained
+        held += stacked_parameters(config, work.lora.r, work.lora.targets) * work.item if not work.lora.dropout else 0
     states = 4 * work.trained + optimizer_bytes(work.trained, work.optimizer)
     # Autograd keeps each weight of full training as it was cast.
     cast = config.num_layers * dense_bytes(layer_matrix_parameters(config), work.base, work.item) if full else 0
@@ -102,7 +108,9 @@ def moving_bytes(work: Workload, limits: Limits) -> int:
         return activation_bytes_per_token(config, item, rank, targets, recompute, dropout=dropout)
 
     again = limits.recompute
-    layers = (again * kept(True) + (config.num_layers - again) * kept(False)) * tokens
+    # Of parked inputs one is leaving, one is in use, one is coming.
+    inputs = again - limits.park + min(limits.park, 3)
+    layers = (inputs * kept(True) + (config.num_layers - again) * kept(False)) * tokens
     backward = backward_bytes(config, work.base, item, tokens) + (kept(False) * tokens if again else 0)
     return layers + max(_loss_bytes(work, limits), backward)
 
@@ -118,6 +126,11 @@ def _loss_bytes(work: Workload, limits: Limits) -> int:
     hidden = 2 * (tokens + supervised) * config.hidden_size * item
     held_in = {"fp32": 4, "bf16": 2, "nf4": item}[work.base]
     return logits + hidden + (head * item if held_in != item else 0) + (8 * head if work.lora is None else 0)
+
+
+def parked_bytes(work: Workload, limits: Limits) -> int:
+    """Pinned memory of the host."""
+    return limits.park * limits.micro_tokens * work.config.hidden_size * work.item
 
 
 def peak_bytes(work: Workload, limits: Limits) -> int:
@@ -138,11 +151,14 @@ def choose_limits(work: Workload, budget: int) -> Limits:
 
 
 def _candidates(work: Workload, rows: int) -> Iterator[Limits]:
-    """Micro-batches from the largest useful one down to the longest example, each with 0 … all layers recomputed."""
+    """Micro-batches from the largest useful one down to the longest example, each with 0 … all layers recomputed, from
+    their inputs on the device, or on a GPU from inputs that wait in the host's memory."""
     tokens = max(work.longest, min(work.tokens_per_step, _most_tokens(work)))
     while True:
         for recompute in range(work.config.num_layers + 1):
             yield Limits(tokens, recompute, rows)
+            if recompute and work.device == "cuda":
+                yield Limits(tokens, recompute, rows, park=recompute)
         if tokens == work.longest:
             return
         tokens = max(tokens // 2, work.longest)
@@ -156,11 +172,13 @@ def _most_tokens(work: Workload) -> int:
 def _cost(work: Workload, limits: Limits) -> float:
     """Operations a token, with what a micro-batch wastes spread over its tokens; the larger micro-batch wins a tie."""
     idle = 1 + IDLE_TOKENS[work.device] / limits.micro_tokens
-    return work.flops_per_token(limits.recompute, work.longest) * idle
+    copies = 1 + PARK_COST * limits.park / work.config.num_layers
+    return work.flops_per_token(limits.recompute, work.longest) * idle * copies
 
 
 def _least(work: Workload) -> Limits:
-    return Limits(work.longest, work.config.num_layers, LEAST_CHUNK_ROWS)
+    layers = work.config.num_layers
+    return Limits(work.longest, layers, LEAST_CHUNK_ROWS, park=layers if work.device == "cuda" else 0)
 
 
 def _chunk_rows(work: Workload, budget: int) -> int:

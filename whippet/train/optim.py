@@ -12,10 +12,12 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from whippet.errors import MissingExtra, ModelError
 from whippet.lora import adapter_parameters
@@ -41,10 +43,13 @@ def make_optimizer(parameters: Parameters, options: TrainOptions) -> torch.optim
         for group, decay in ((matrices, options.weight_decay), (others, 0.0))
         if group
     ]
-    betas = (options.beta1, options.beta2)
+    make = partial(torch.optim.AdamW, fused=True)
     if options.optimizer == "adamw8bit":
-        return _bitsandbytes().AdamW8bit(groups, lr=0.0, betas=betas)
-    return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
+        make = _bitsandbytes().AdamW8bit
+    optimizer = make(groups, lr=0.0, betas=(options.beta1, options.beta2))
+    # Both write behind autograd's back, and what is copied of a parameter is renewed by its version (``Stacked``).
+    optimizer.register_step_post_hook(lambda *_: increment_version([*parameters.values()]))
+    return optimizer
 
 
 def check_optimizer(options: TrainOptions) -> None:

@@ -24,7 +24,7 @@ from whippet.options import Recipe
 from whippet.report.figures import count, duration, percent, size
 from whippet.train import checkpoint, speed
 from whippet.train.learner import Limits
-from whippet.train.memory import Workload, choose_limits, fixed_bytes, peak_bytes, weights_bytes
+from whippet.train.memory import Workload, choose_limits, fixed_bytes, parked_bytes, peak_bytes, weights_bytes
 
 GPU_SHARE, CPU_SHARE = 0.92, 0.8
 """Of what is free, for ``memory.budget = "auto"``: the rest is for other programs and for what is not counted."""
@@ -103,6 +103,7 @@ class Plan:
         yield "steps", f"{self.steps:,} of about {self.tokens_per_step:,} tokens ({self.epochs:.3g} epochs)"
         yield "memory", f"peak {size(self.peak_bytes)} of {size(self.budget_bytes)}; weights {size(self.weights_bytes)}"
         again = f"{limits.recompute} of {self.num_layers} layers recomputed"
+        again += f" ({limits.park} parked)" if limits.park else ""
         yield "", f"micro-batches of {limits.micro_tokens:,} tokens, {again},"
         yield "", f"loss in chunks of {limits.chunk_rows:,} rows; host memory {size(self.host_bytes)}"
         yield (
@@ -167,7 +168,8 @@ def make_plan(
     idle = micro * config.num_layers * LAYER_SECONDS[device.type]
     saved = 4 * work.trained + optimizer_bytes(work.trained, work.optimizer) + checkpoint.SIDE_BYTES
     matrix = 4 * max(config.vocab_size * config.hidden_size, layer_matrix_parameters(config))
-    host = RUNTIME_BYTES + STORE_BYTES_PER_TOKEN * data.num_tokens + matrix + (peak if device.type == "cpu" else 0)
+    host = RUNTIME_BYTES + STORE_BYTES_PER_TOKEN * data.num_tokens + matrix + parked_bytes(work, limits)
+    host += peak if device.type == "cpu" else 0
     return Plan(
         family=config.family,
         base=recipe.model.base,
