@@ -30,7 +30,7 @@ from whippet.model.decoder import Decoder
 from whippet.model.families import config_from_hf
 from whippet.options import LoraOptions, TrainOptions
 from whippet.recipe import parse_bytes
-from whippet.train.learner import Learner, Limits
+from whippet.train.learner import Learner, Limits, quiet_collector
 from whippet.train.memory import Workload, choose_limits, peak_bytes
 from whippet.train.objectives import sft
 from whippet.train.optim import make_optimizer, trained_parameters
@@ -92,6 +92,7 @@ def main() -> None:
         limits = Limits(args.micro_tokens or tokens, args.recompute, args.chunk_rows, args.park)
     learner = Learner(decoder, parameters, make_optimizer(parameters, train), sft.loss, train, limits, print)
     made = time.perf_counter() - started
+    quiet_collector()
     times: list[float] = []
     for number in range(args.warmup + args.steps):
         step = random_step(config, args.docs, args.length, number)

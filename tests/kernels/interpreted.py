@@ -8,8 +8,12 @@ import torch
 from kernels import op_cases as cases
 from tolerance import assert_accurate
 
-from whippet.kernels import linear_cross_entropy, nf4, triton_jit
+from whippet import lora
+from whippet.kernels import frozen_linear, linear_cross_entropy, nf4, triton_jit
 from whippet.kernels.nf4 import dequantize_nf4, join_rows, quantize_nf4
+from whippet.model.config import ModelConfig
+from whippet.model.decoder import Decoder
+from whippet.options import LoraOptions
 
 # The interpreter cuts fp32 down to bf16 where a GPU rounds, so that bf16 is left to test_gpu.py.
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -45,6 +49,13 @@ def test_silu_mul(shape: tuple[int, int], dtype: torch.dtype, strided: bool) -> 
 
 
 @dtypes
+@pytest.mark.parametrize("quantised", [False, True])
+def test_gated_linear(dtype: torch.dtype, quantised: bool) -> None:
+    weight_NF = cases.random(100, 123, dtype=torch.float32, device="cpu", seed=5, grad=False)
+    cases.check_gated_linear(quantize_nf4(weight_NF) if quantised else weight_NF, dtype, "cpu", 31)
+
+
+@dtypes
 @pytest.mark.parametrize(("rows", "vocabulary", "chunk_rows"), [(1, 63, 8), (7, 100, 3), (5, 431, 5)])
 @pytest.mark.parametrize("block", [64, 512])
 def test_linear_cross_entropy(
@@ -66,6 +77,26 @@ def test_correct_and_logprobs_of_rows() -> None:
 
 
 @dtypes
+@pytest.mark.parametrize("halved", [False, True])
+def test_frozen_linear_with_room(dtype: torch.dtype, halved: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if halved:
+        monkeypatch.setattr(frozen_linear, "HALVED", 1)
+    weight_NK = cases.random(512, 64, dtype=torch.float32, device="cpu", seed=5, grad=False)
+    assert frozen_linear.room_wanted(quantize_nf4(weight_NK), 16) == 16
+    cases.check_frozen_linear(quantize_nf4(weight_NK), dtype, "cpu", room=True)
+
+
+@dtypes
+@pytest.mark.parametrize("gap", [8, 24, 3])
+def test_dequantise_into_rows_with_gaps(dtype: torch.dtype, gap: int) -> None:
+    weight = quantize_nf4(cases.random(123, 440, dtype=torch.float32, device="cpu", seed=0, grad=False))
+    out = torch.full((123, 440 + gap), float("nan"), dtype=dtype, device="cpu")
+    dequantize_nf4(weight, dtype, out[:, :440])
+    assert torch.equal(out[:, :440], dequantize_nf4(weight, dtype))
+    assert out[:, 440:].isnan().all()
+
+
+@dtypes
 @pytest.mark.parametrize("shape", [(1, 1), (123, 431), (1, 8), (63, 104), (123, 440), (512, 64)], ids=str)
 @pytest.mark.parametrize("double", [False, True])
 def test_dequantise_equals_the_reference(shape: tuple[int, int], dtype: torch.dtype, double: bool) -> None:
@@ -83,3 +114,36 @@ def test_dequantise_joined_parts() -> None:
     joined = join_rows(parts)
     assert joined.offset is not None and joined.offset.ndim == 1
     assert torch.equal(dequantize_nf4(joined), torch.cat([dequantize_nf4(part) for part in parts]))
+
+
+def test_a_whole_decoder_computes_as_it_does_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels, room behind rows, one product for both, gradients in place; kept, recomputed and parked."""
+    config = ModelConfig("llama", 97, 64, 128, 2, 4, 2, 16, 512, tie_embeddings=True)
+    lengths, losses, grads = [7, 1, 12], [], []
+    tokens = torch.randint(0, 97, (20,), generator=torch.Generator().manual_seed(1))
+    borders = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    for usable, recompute, park in ((False, 0, 0), (True, 0, 0), (True, 2, 0), (True, 2, 2)):
+        monkeypatch.setattr(triton_jit, "usable", lambda x, usable=usable: usable)
+        decoder = Decoder(config, device="cpu").requires_grad_(False)
+        draw = torch.Generator().manual_seed(2)
+        for name, parameter in list(decoder.named_parameters()):
+            parameter.normal_(1.0 if "norm" in name else 0.0, 0.1, generator=draw)
+        for _, projection in decoder.projections():
+            projection.set_nf4(quantize_nf4(projection.dense))
+        lora.attach(decoder, LoraOptions(r=8), seed=0)
+        factors = lora.adapter_parameters(decoder)
+        for factor in factors.values():
+            torch.nn.init.normal_(factor, std=0.1, generator=draw)
+        assert all(block.gate_up.room == 16 * usable and not block.down.room for block in decoder.blocks())
+        decoder.train().recompute, decoder.park = recompute, park
+        hidden = decoder(tokens, positions, borders, max(lengths))
+        loss = linear_cross_entropy.linear_cross_entropy(
+            hidden, decoder.head_weight, tokens, torch.ones(20), 9
+        ).loss_sum
+        loss.backward()
+        losses.append(loss.detach())
+        grads.append(torch.cat([factor.grad.flatten() for factor in factors.values()]))
+    for loss, grad in zip(losses[1:], grads[1:], strict=True):
+        torch.testing.assert_close(loss, losses[0], rtol=1e-6, atol=0)
+        assert (grad - grads[0]).norm() <= 1e-6 * grads[0].norm()

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from whippet.kernels.attention import naive_attention, packed_attention
-from whippet.kernels.frozen_linear import LoraPart, frozen_linear, frozen_linear_reference
+from whippet.kernels.frozen_linear import LoraPart, Stacked, frozen_linear, frozen_linear_reference
+from whippet.kernels.gated_linear import gated_linear, gated_linear_reference
 from whippet.kernels.gated_mlp import silu_mul
 from whippet.kernels.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
 from whippet.kernels.nf4 import NF4Tensor, dequantize_nf4
@@ -44,6 +45,9 @@ def check_rms_norm(shape: tuple[int, int], dtype: torch.dtype, device: str, *, s
         return weight.to(x.dtype) * normed.to(x.dtype)
 
     check_op(lambda x, weight: rms_norm(x, weight, EPS), plain, [x_TH, weight_H])
+    check_op(lambda x, weight: rms_norm(x, weight, EPS, 16), plain, [x_TH, weight_H])
+    roomy_TH = rms_norm(x_TH, weight_H, EPS, 16)
+    assert roomy_TH.stride() == (shape[1] + 16, 1) or len(roomy_TH) == 1
     residual_TH = random(*shape, dtype=dtype, device=device, seed=2, strided=strided)
     check_op(
         lambda x, residual, weight: add_rms_norm(x, residual, weight, EPS),
@@ -97,13 +101,15 @@ def check_attention(lengths: Sequence[int], dtype: torch.dtype, device: str, *, 
     check_op(op, plain, [fused])
 
 
-def check_frozen_linear(weight: Tensor | NF4Tensor, dtype: torch.dtype, device: str, *, dropped: str = "none") -> None:
-    """``dropped``: ``none``, ``shared`` (one dropped input for both parts) or ``each``."""
+def check_frozen_linear(
+    weight: Tensor | NF4Tensor, dtype: torch.dtype, device: str, *, dropped: str = "none", room: bool = False
+) -> None:
+    """``dropped``: ``none``, ``shared`` (one dropped input for both parts) or ``each``. ``room``: behind rows of x."""
     num_outputs, num_inputs = weight.shape
     border = num_outputs // 3
     x_TK = random(63, num_inputs, dtype=dtype, device=device, seed=0)
     bias_N = random(num_outputs, dtype=torch.float32, device=device, seed=1, grad=False)
-    sizes = ((4, slice(0, border), 2.0), (8, slice(border, num_outputs), 0.5))
+    sizes = ((8 if room else 4, slice(0, border), 2.0), (8, slice(border, num_outputs), 0.5))
     factors = [
         random(*shape, dtype=torch.float32, device=device, seed=seed)
         for seed, (rank, rows, _) in enumerate(sizes)
@@ -124,9 +130,39 @@ def check_frozen_linear(weight: Tensor | NF4Tensor, dtype: torch.dtype, device: 
         # Rounded to the compute dtype as the op rounds it, then exact in the double-precision run.
         return frozen_linear_reference(x, dense.to(dtype).to(x.dtype), bias_N.to(dtype), parts(rest[:4], rest[4:]))
 
-    check_op(
-        lambda x, *rest: frozen_linear(x, weight, bias_N, parts(rest[:4], rest[4:])), plain, [x_TK, *factors, *inputs]
-    )
+    def op(x: Tensor, *rest: Tensor) -> Tensor:
+        if room:
+            x = functional.pad(x, (0, 16), value=float("nan"))[:, :num_inputs]
+        return frozen_linear(x, weight, bias_N, parts(rest[:4], rest[4:]), room=room)
+
+    check_op(op, plain, [x_TK, *factors, *inputs])
+
+
+def check_gated_linear(weight: NF4Tensor | Tensor, dtype: torch.dtype, device: str, rows: int = 63) -> None:
+    """Two parts over one projection, as no model has, but as the op allows."""
+    num_outputs, width = weight.shape
+    border = num_outputs // 3
+    gate_up_TF2 = random(rows, 2 * width, dtype=dtype, device=device, seed=0)
+    sizes = ((4, slice(0, border), 2.0), (8, slice(border, num_outputs), 0.5))
+    factors = [
+        random(*shape, dtype=torch.float32, device=device, seed=seed)
+        for seed, (rank, part, _) in enumerate(sizes)
+        for shape in ((rank, width), (part.stop - part.start, rank))
+    ]
+
+    def parts(factors: Sequence[Tensor]) -> list[LoraPart]:
+        return [LoraPart(factors[2 * i], factors[2 * i + 1], rows, scale) for i, (_, rows, scale) in enumerate(sizes)]
+
+    def op(x: Tensor, *factors: Tensor) -> Tensor:
+        stacked = Stacked(parts(factors), num_outputs, dtype).renewed(parts(factors))
+        # A leaf must not be overwritten: in a model the input is what another op has made.
+        return gated_linear(x.clone(), weight, None, parts(factors), stacked)
+
+    def plain(x: Tensor, *factors: Tensor) -> Tensor:
+        dense = dequantize_nf4(weight, torch.float32) if isinstance(weight, NF4Tensor) else weight
+        return gated_linear_reference(x, dense.to(dtype).to(x.dtype), None, parts(factors))
+
+    check_op(op, plain, [gate_up_TF2, *factors])
 
 
 def check_cross_entropy(rows: int, vocabulary: int, dtype: torch.dtype, device: str, chunk_rows: int) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from kernels import op_cases as cases
 
-from whippet.kernels import nf4
+from whippet.kernels import frozen_linear, nf4
 from whippet.kernels.nf4 import dequantize_nf4, join_rows, quantize_nf4
 
 pytestmark = [
@@ -55,9 +55,36 @@ def test_frozen_linear(dtype: torch.dtype, quantised: bool, dropped: str) -> Non
 
 
 @dtypes
+@pytest.mark.parametrize("quantised", [False, True])
+def test_gated_linear(dtype: torch.dtype, quantised: bool) -> None:
+    weight_NF = cases.random(100, 123, dtype=torch.float32, device="cuda", seed=5, grad=False)
+    cases.check_gated_linear(quantize_nf4(weight_NF) if quantised else weight_NF, dtype, "cuda", 63)
+
+
+@dtypes
 @pytest.mark.parametrize(("rows", "vocabulary", "chunk_rows"), [(1, 63, 8), (63, 100, 16), (123, 431, 123)])
 def test_linear_cross_entropy(rows: int, vocabulary: int, chunk_rows: int, dtype: torch.dtype) -> None:
     cases.check_cross_entropy(rows, vocabulary, dtype, "cuda", chunk_rows)
+
+
+@dtypes
+@pytest.mark.parametrize("halved", [False, True])
+def test_frozen_linear_with_room(dtype: torch.dtype, halved: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if halved:
+        monkeypatch.setattr(frozen_linear, "HALVED", 1)
+    weight_NK = cases.random(512, 64, dtype=torch.float32, device="cuda", seed=5, grad=False)
+    assert frozen_linear.room_wanted(quantize_nf4(weight_NK), 16) == 16
+    cases.check_frozen_linear(quantize_nf4(weight_NK), dtype, "cuda", room=True)
+
+
+@dtypes
+@pytest.mark.parametrize("gap", [8, 24, 3])
+def test_dequantise_into_rows_with_gaps(dtype: torch.dtype, gap: int) -> None:
+    weight = quantize_nf4(cases.random(123, 440, dtype=torch.float32, device="cuda", seed=0, grad=False))
+    out = torch.full((123, 440 + gap), float("nan"), dtype=dtype, device="cuda")
+    dequantize_nf4(weight, dtype, out[:, :440])
+    assert torch.equal(out[:, :440], dequantize_nf4(weight, dtype))
+    assert out[:, 440:].isnan().all()
 
 
 @dtypes

@@ -61,6 +61,13 @@ def test_a_wide_weight_goes_by_halves(dtype: torch.dtype, monkeypatch: pytest.Mo
 
 
 @dtypes
+@pytest.mark.parametrize("quantised", [False, True])
+def test_gated_linear(dtype: torch.dtype, quantised: bool) -> None:
+    weight_NF = cases.random(100, 123, dtype=torch.float32, device="cpu", seed=5, grad=False)
+    cases.check_gated_linear(quantize_nf4(weight_NF) if quantised else weight_NF, dtype, "cpu", 63)
+
+
+@dtypes
 @pytest.mark.parametrize(("rows", "vocabulary", "chunk_rows"), [(1, 63, 8), (63, 100, 16), (123, 431, 123)])
 def test_linear_cross_entropy(rows: int, vocabulary: int, chunk_rows: int, dtype: torch.dtype) -> None:
     cases.check_cross_entropy(rows, vocabulary, dtype, "cpu", chunk_rows)

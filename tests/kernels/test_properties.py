@@ -6,13 +6,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from tolerance import assert_accurate
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from whippet.kernels.attention import cached_attention, naive_attention, packed_attention
-from whippet.kernels.frozen_linear import LoraPart, frozen_linear
+from whippet.kernels.frozen_linear import LoraPart, Stacked, frozen_linear
+from whippet.kernels.gated_linear import gated_linear
 from whippet.kernels.gated_mlp import silu_mul
 from whippet.kernels.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
 from whippet.kernels.nf4 import dequantize_nf4, quantize_nf4
@@ -165,3 +167,15 @@ def test_the_gradient_can_be_taken_twice() -> None:
     loss = linear_cross_entropy(hidden, head, torch.arange(20), torch.ones(20), 8).loss_sum * 0.25
     first, second = (torch.autograd.grad(loss, hidden, retain_graph=True)[0] for _ in range(2))
     assert torch.equal(first, second)
+
+
+def test_a_gated_linear_goes_back_once() -> None:
+    """Its backward pass writes over what it saved, so that a second one must not run in silence."""
+    factors = [torch.randn(2, 6, requires_grad=True), torch.randn(5, 2, requires_grad=True)]
+    parts = [LoraPart(factors[0], factors[1], slice(0, 5), 1.0)]
+    gate_up = torch.randn(3, 12, requires_grad=True)
+    stacked = Stacked(parts, 5, torch.float32).renewed(parts)
+    y = gated_linear(gate_up.clone(), torch.randn(5, 6), None, parts, stacked)
+    y.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()

@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from whippet.kernels import triton_jit
 from whippet.kernels.nf4 import BLOCK, NESTED_BLOCK, NF4Tensor, dequantize_nf4, slice_rows
 
 HALVED = 2**26
@@ -95,18 +96,20 @@ def frozen_linear(
     stacked: Stacked | None = None,
     *,
     product: bool = True,
+    room: bool = False,
 ) -> Tensor:
     """Return [T, N] in x's dtype; ``weight`` is [N, K] and gets no gradient.
 
     ``stacked``: the parts' factors in x's dtype, up to date, by those who keep them; made here if there are none.
     Without ``product`` the returned values are undefined: for a backward pass that recomputes, and needs only what this
-    op keeps for itself.
+    op keeps for itself. ``room``: each row of x is followed by room for ``room_wanted`` numbers, which this op may use:
+    u goes there and B behind W, so that y is one product; and the gradients dx and du are one.
     """
     if parts and all(part.x_dropped is None for part in parts):
         kept = stacked if stacked is not None else Stacked(parts, weight.shape[0], x_TK.dtype).renewed(parts)
         layout = tuple((part.rows, part.scale) for part in parts)
         factors = [factor for part in parts for factor in (part.a_rK, part.b_nr)]
-        return _StackedLinear.apply(x_TK, weight, bias_N, layout, kept, product, *factors)
+        return _StackedLinear.apply(x_TK, weight, bias_N, layout, kept, product, room, *factors)
     return _with_parts(_FrozenLinear.apply(x_TK, weight, bias_N, product), x_TK, parts)
 
 
@@ -133,6 +136,15 @@ def dense(weight: Tensor | NF4Tensor, dtype: torch.dtype) -> Tensor:
     return dequantize_nf4(weight, dtype) if isinstance(weight, NF4Tensor) else weight.to(dtype)
 
 
+def room_wanted(weight: Tensor | NF4Tensor, ranks: int) -> int:
+    """Numbers behind each row of x that make this op quicker; 0 where they would not."""
+    if not isinstance(weight, NF4Tensor) or not triton_jit.usable(weight.codes):
+        return 0
+    # Rows begin at multiples of 16 bytes, and it pays where y is wide.
+    aligned = ranks % 8 == 0 and weight.shape[1] % 8 == 0
+    return ranks if aligned and weight.shape[0] > weight.shape[1] else 0
+
+
 class _StackedLinear(torch.autograd.Function):
     """All parts read x itself."""
 
@@ -145,48 +157,99 @@ class _StackedLinear(torch.autograd.Function):
         layout: tuple[tuple[slice, float], ...],
         stacked: Stacked,
         product: bool,
+        room: bool,
         *factors: Tensor,
     ) -> Tensor:
-        u_TR = x_TK @ stacked.a_RK.T
-        y_TN = _product_with(x_TK, weight, bias_N) if product else _undefined(x_TK, weight)
-        if product:
-            y_TN.addmm_(u_TR, stacked.b_NR.T)
-        ctx.weight, ctx.layout, ctx.stacked = weight, layout, stacked
+        if product and room and isinstance(weight, NF4Tensor):
+            y_TN, u_TR = _one_product(x_TK, weight, bias_N, stacked)
+        else:
+            u_TR = x_TK @ stacked.a_RK.T
+            y_TN = product_with(x_TK, weight, bias_N) if product else undefined(x_TK, weight)
+            if product:
+                y_TN.addmm_(u_TR, stacked.b_NR.T)
+        ctx.weight, ctx.layout, ctx.stacked, ctx.room = weight, layout, stacked, room
         ctx.bias_dtype = None if bias_N is None else bias_N.dtype
         ctx.dtypes = [factor.dtype for factor in factors]
         # Without a trained factor only dx is wanted, and dx needs no x.
-        ctx.save_for_backward(*((x_TK, u_TR) if any(ctx.needs_input_grad[6:]) else ()))
+        ctx.save_for_backward(*((x_TK, u_TR) if any(ctx.needs_input_grad[7:]) else ()))
         return y_TN
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TN: Tensor) -> tuple[Tensor | None, ...]:
-        a_RK, b_NR, columns = ctx.stacked.a_RK, ctx.stacked.b_NR, ctx.stacked.columns
-        du_TR = grad_TN @ b_NR
+        a_RK, b_NR = ctx.stacked.a_RK, ctx.stacked.b_NR
+        dx_TK = None
+        if ctx.needs_input_grad[0]:
+            # Before x is asked for, which is often made again then: it and the dense weight need not meet.
+            dx_TX = input_gradient(grad_TN, ctx.weight, b_NR if ctx.room else None)
+            dx_TK, du_TR = dx_TX[:, : a_RK.shape[1]], dx_TX[:, a_RK.shape[1] :]
+        if dx_TK is None or not ctx.room:
+            du_TR = grad_TN @ b_NR
         grads: list[Tensor | None] = [None] * len(ctx.dtypes)
-        # Asked for once, since x is often made again then; and before the weight is, lest both are there at once.
         saved = ctx.saved_tensors
         if saved:
             x_TK, u_TR = saved
-            da_RK, db_NR = _product(du_TR.T, x_TK), _product(grad_TN.T, u_TR)
-            del x_TK, u_TR, saved
-            for number, (rows, scale) in enumerate(ctx.layout):
-                grads[2 * number] = da_RK[columns[number]].to(ctx.dtypes[2 * number])
-                grads[2 * number + 1] = (db_NR[rows, columns[number]] * scale).to(ctx.dtypes[2 * number + 1])
-        dx_TK = None
-        if ctx.needs_input_grad[0]:
-            dx_TK = _input_gradient(grad_TN, ctx.weight)
+            grads = factor_gradients(grad_TN, du_TR, x_TK, u_TR, ctx.stacked, ctx.layout, ctx.dtypes)
+        if dx_TK is not None:
             dx_TK.addmm_(du_TR, a_RK)
-        return dx_TK, None, _bias_gradient(ctx, grad_TN), None, None, None, *grads
+        return dx_TK, None, bias_gradient(ctx, grad_TN), None, None, None, None, *grads
 
 
-def _input_gradient(grad_TN: Tensor, weight: Tensor | NF4Tensor) -> Tensor:
-    """g · W. A wide NF4 weight is dequantised by halves: whole it would be the largest thing of a layer's backward."""
-    border = weight.shape[0] // 2
+def factor_gradients(
+    grad_TN: Tensor,
+    du_TR: Tensor,
+    x_TK: Tensor,
+    u_TR: Tensor,
+    stacked: Stacked,
+    layout: Sequence[tuple[slice, float]],
+    dtypes: Sequence[torch.dtype],
+) -> list[Tensor | None]:
+    """Gradients of A, B, A, B, … in their dtypes: one product for all A and one for all B."""
+    da_RK, db_NR = _product(du_TR.T, x_TK), _product(grad_TN.T, u_TR)
+    grads: list[Tensor | None] = []
+    for number, ((rows, scale), columns) in enumerate(zip(layout, stacked.columns, strict=True)):
+        grads.append(da_RK[columns].to(dtypes[2 * number]))
+        grads.append((db_NR[rows, columns] * scale).to(dtypes[2 * number + 1]))
+    return grads
+
+
+def _one_product(x_TK: Tensor, weight: NF4Tensor, bias_N: Tensor | None, stacked: Stacked) -> tuple[Tensor, Tensor]:
+    """y = [x, u] · [W, B]ᵀ, and u."""
+    width = x_TK.shape[1]
+    x_TX = triton_jit.wider(x_TK, len(stacked.a_RK))
+    torch.mm(x_TK, stacked.a_RK.T, out=x_TX[:, width:])
+    bias = None if bias_N is None else bias_N.to(x_TK.dtype)
+    y_TN = functional.linear(x_TX, _dense_beside(weight, stacked.b_NR), bias)
+    return y_TN, x_TX[:, width:].clone()  # what is kept does not hold x
+
+
+def _dense_beside(weight: NF4Tensor, b_NR: Tensor) -> Tensor:
+    """[W, B], in B's dtype."""
+    num_rows, width = weight.shape
+    both_NX = b_NR.new_empty(num_rows, width + b_NR.shape[1])
+    dequantize_nf4(weight, b_NR.dtype, both_NX[:, :width])
+    both_NX[:, width:] = b_NR
+    return both_NX
+
+
+def input_gradient(grad_TN: Tensor, weight: Tensor | NF4Tensor, b_NR: Tensor | None = None) -> Tensor:
+    """g · W, or g · [W, B]. A large NF4 weight is dequantised by halves: whole it would be the largest thing of a
+    layer's backward pass."""
+
+    def made(rows: slice) -> Tensor:
+        part = weight
+        if isinstance(weight, NF4Tensor) and rows != every:
+            part = slice_rows(weight, rows.start, rows.stop)
+        if b_NR is None or not isinstance(part, NF4Tensor):
+            return dense(part, grad_TN.dtype)
+        return _dense_beside(part, b_NR[rows])
+
+    num_rows, border = weight.shape[0], weight.shape[0] // 2
+    every = slice(0, num_rows)
     if not isinstance(weight, NF4Tensor) or weight.numel < HALVED or border * weight.shape[1] % WHOLE_BLOCKS:
-        return grad_TN @ dense(weight, grad_TN.dtype)
-    dx_TK = grad_TN[:, :border] @ dense(slice_rows(weight, 0, border), grad_TN.dtype)
-    return dx_TK.addmm_(grad_TN[:, border:], dense(slice_rows(weight, border, weight.shape[0]), grad_TN.dtype))
+        return grad_TN @ made(every)
+    dx_TX = grad_TN[:, :border] @ made(slice(0, border))
+    return dx_TX.addmm_(grad_TN[:, border:], made(slice(border, num_rows)))
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
@@ -202,25 +265,27 @@ class _FrozenLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TK: Tensor, weight: Tensor | NF4Tensor, bias_N: Tensor | None, product: bool) -> Tensor:
         ctx.weight, ctx.bias_dtype = weight, None if bias_N is None else bias_N.dtype
-        return _product_with(x_TK, weight, bias_N) if product else _undefined(x_TK, weight)
+        return product_with(x_TK, weight, bias_N) if product else undefined(x_TK, weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TN: Tensor) -> tuple[Tensor | None, ...]:
-        dx_TK = _input_gradient(grad_TN, ctx.weight) if ctx.needs_input_grad[0] else None
-        return dx_TK, None, _bias_gradient(ctx, grad_TN), None
+        dx_TK = input_gradient(grad_TN, ctx.weight) if ctx.needs_input_grad[0] else None
+        return dx_TK, None, bias_gradient(ctx, grad_TN), None
 
 
-def _product_with(x_TK: Tensor, weight: Tensor | NF4Tensor, bias_N: Tensor | None) -> Tensor:
+def product_with(x_TK: Tensor, weight: Tensor | NF4Tensor, bias_N: Tensor | None) -> Tensor:
+    """x · Wᵀ + b."""
     bias = None if bias_N is None else bias_N.to(x_TK.dtype)
     return functional.linear(x_TK, dense(weight, x_TK.dtype), bias)
 
 
-def _undefined(x_TK: Tensor, weight: Tensor | NF4Tensor) -> Tensor:
+def undefined(x_TK: Tensor, weight: Tensor | NF4Tensor) -> Tensor:
     """[T, N] without memory."""
     return x_TK.new_zeros(()).expand(len(x_TK), weight.shape[0])
 
 
-def _bias_gradient(ctx: Any, grad_TN: Tensor) -> Tensor | None:
+def bias_gradient(ctx: Any, grad_TN: Tensor) -> Tensor | None:
+    """The sum of g over tokens in fp32, if it is asked for."""
     wanted = ctx.bias_dtype is not None and ctx.needs_input_grad[2]
     return grad_TN.sum(0, dtype=torch.float32).to(ctx.bias_dtype) if wanted else None

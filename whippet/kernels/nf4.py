@@ -76,18 +76,21 @@ def quantize_nf4(weight: Tensor, *, double: bool = True, name: str = "weight") -
 def dequantize_nf4(weight: NF4Tensor, dtype: torch.dtype | None = None, out: Tensor | None = None) -> Tensor:
     """The weights in ``dtype`` (by default the one they had), written into ``out`` if that is given.
 
-    The product with absmax is formed in fp32 and rounded once, to nearest even. ``out``: contiguous, of ``dtype``, as
-    many numbers.
+    The product with absmax is formed in fp32 and rounded once, to nearest even. ``out``: of ``dtype``, contiguous with
+    as many numbers, or of the weight's shape with gaps between its rows.
     """
     dtype = dtype or weight.dtype
     if out is None:
         out = torch.empty(weight.shape, dtype=dtype, device=weight.device)
-    assert out.is_contiguous() and out.dtype == dtype and out.numel() == weight.numel, (out.shape, out.dtype)
-    if triton_jit.usable(weight.codes) and by_words(weight):
-        dequantize_triton(weight, out.view(-1))
-    else:
+    out = out.view(weight.shape) if out.is_contiguous() else out
+    assert out.dtype == dtype and out.shape == weight.shape, (out.shape, out.dtype)
+    if triton_jit.usable(weight.codes) and by_words(weight, out):
+        dequantize_triton(weight, out)
+    elif out.is_contiguous():
         dequantize_torch(weight, out.view(-1))
-    return out.view(weight.shape)
+    else:
+        out.copy_(dequantize_nf4(weight, dtype))
+    return out
 
 
 def _quantize_blocks(flat: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,9 +147,11 @@ def _dequantize_kernel(  # type: ignore[no-untyped-def]
     out_ptr,
     num_words,
     offset_stride,
+    row_gap,
     NESTED: tl.constexpr,
     NESTED_SIZE: tl.constexpr,
     BLOCK_WORDS: tl.constexpr,
+    ROW_WORDS: tl.constexpr,
     WORDS: tl.constexpr,
 ):
     # Only what is the same for a whole program is 64 bit wide; a thread reads 4 bytes and writes 16.
@@ -165,16 +170,20 @@ def _dequantize_kernel(  # type: ignore[no-untyped-def]
     # The first weight of a byte is in its high half.
     index = (word[:, None] >> ((places ^ 1) * 4)[None, :]) & 15
     weights = tl.load(levels_ptr + index) * absmax[:, None]
-    targets = out_ptr + first * 8 + words[:, None] * 8 + places[None, :]
+    starts = first * 8 + words * 8
+    if ROW_WORDS:  # rows that gaps follow
+        starts += (first + words) // ROW_WORDS * row_gap
+    targets = out_ptr + starts[:, None] + places[None, :]
     tl.store(targets, weights.to(out_ptr.dtype.element_ty), mask=exists[:, None])
 
 
-def by_words(weight: NF4Tensor) -> bool:
-    """Whether the codes can be read in words of eight weights, each inside one block: nearly always."""
-    return weight.numel % 8 == 0 and weight.codes.data_ptr() % 4 == 0 and WORDS % (weight.block_size // 8) == 0
+def by_words(weight: NF4Tensor, out: Tensor) -> bool:
+    """Whether the codes can be read in words of eight weights, each inside one block and one row: nearly always."""
+    whole = weight.numel % 8 == 0 and weight.codes.data_ptr() % 4 == 0 and WORDS % (weight.block_size // 8) == 0
+    return whole and (out.is_contiguous() or (out.ndim == 2 and out.stride(1) == 1 and out.shape[1] % 8 == 0))
 
 
-def dequantize_triton(weight: NF4Tensor, flat: Tensor) -> None:
+def dequantize_triton(weight: NF4Tensor, out: Tensor) -> None:
     """As ``dequantize_torch``, in one pass; products and sums are not fused, so that each is rounded as there."""
     nested = weight.nested_absmax is not None
     block_words = weight.block_size // 8
@@ -189,12 +198,14 @@ def dequantize_triton(weight: NF4Tensor, flat: Tensor) -> None:
             weight.nested_absmax if nested else weight.absmax,
             weight.nested_code if nested else weight.absmax,
             weight.offset if nested else weight.absmax,
-            flat,
+            out,
             num_words,
             int(weight.offset is not None and weight.offset.ndim),
+            0 if out.is_contiguous() else out.stride(0) - out.shape[1],
             NESTED=nested,
             NESTED_SIZE=NESTED_BLOCK,
             BLOCK_WORDS=block_words,
+            ROW_WORDS=0 if out.is_contiguous() else out.shape[1] // 8,
             WORDS=words,
             enable_fp_fusion=False,
         )

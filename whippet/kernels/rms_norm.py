@@ -23,17 +23,20 @@ from whippet.kernels import triton_jit
 from whippet.kernels.triton_jit import tl
 
 
-def rms_norm(x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
+def rms_norm(x_TH: Tensor, weight_H: Tensor, eps: float, room: int = 0) -> Tensor:
     """Normalise each row of ``x_TH`` to a root mean square of one and scale it by ``weight_H``.
 
-    Returns [T, H] in x's dtype. ``weight_H`` is cast to x's dtype; its gradient, if asked for, is summed in fp32.
+    Returns [T, H] in x's dtype. ``weight_H`` is cast to x's dtype; its gradient, if asked for, is summed in fp32. With
+    ``room`` each row of the result is followed by that many unused numbers (``frozen_linear`` writes there).
     """
-    return _RMSNorm.apply(x_TH, weight_H, eps)
+    return _RMSNorm.apply(x_TH, weight_H, eps, room)
 
 
-def add_rms_norm(x_TH: Tensor, residual_TH: Tensor, weight_H: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Return ``(rms_norm(s), s)`` with ``s = x_TH + residual_TH``, both [T, H] in x's dtype."""
-    return _AddRMSNorm.apply(x_TH, residual_TH, weight_H, eps)
+def add_rms_norm(
+    x_TH: Tensor, residual_TH: Tensor, weight_H: Tensor, eps: float, room: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Return ``(rms_norm(s), s)`` with ``s = x_TH + residual_TH``, both [T, H] in x's dtype; ``room`` as there."""
+    return _AddRMSNorm.apply(x_TH, residual_TH, weight_H, eps, room)
 
 
 def forward_torch(x_TH: Tensor, weight_H: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -67,6 +70,7 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     rstd_ptr,
     x_stride,
     residual_stride,
+    y_stride,
     width,
     eps,
     ADD: tl.constexpr,
@@ -86,7 +90,7 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     # The quotient is rounded before the product, as in the reference.
     normed = (x32 * rstd).to(y_ptr.dtype.element_ty).to(tl.float32)
     weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(y_ptr.dtype.element_ty).to(tl.float32)
-    tl.store(y_ptr + row * width + columns, (normed * weight).to(y_ptr.dtype.element_ty), mask=inside)
+    tl.store(y_ptr + row * y_stride + columns, (normed * weight).to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton_jit.jit
@@ -120,15 +124,15 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
 
 
 def forward_triton(
-    x_TH: Tensor, residual_TH: Tensor | None, weight_H: Tensor, eps: float
+    x_TH: Tensor, residual_TH: Tensor | None, weight_H: Tensor, eps: float, room: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, the sum that was normalised (x itself without a residual) and rstd fp32 [T, 1], in one pass."""
     num_rows, width = x_TH.shape
     x_TH = _dense_rows(x_TH)
     add = residual_TH is not None
     other_TH = x_TH if residual_TH is None else _dense_rows(residual_TH)
-    y_TH = torch.empty_like(x_TH, memory_format=torch.contiguous_format)
-    sum_TH = torch.empty_like(y_TH) if add else x_TH
+    y_TH = _with_room(x_TH, room)
+    sum_TH = torch.empty_like(x_TH, memory_format=torch.contiguous_format) if add else x_TH
     rstd_T1 = torch.empty(num_rows, 1, dtype=torch.float32, device=x_TH.device)
     block = triton_jit.power_of_two(width)
     if num_rows:
@@ -141,6 +145,7 @@ def forward_triton(
             rstd_T1,
             x_TH.stride(0),
             other_TH.stride(0),
+            y_TH.stride(0),
             width,
             eps,
             ADD=add,
@@ -178,6 +183,12 @@ def backward_triton(
     return dx_TH
 
 
+def _with_room(like_TH: Tensor, room: int) -> Tensor:
+    """An empty tensor of the same shape whose rows are ``room`` numbers apart."""
+    rows = like_TH.new_empty(len(like_TH), like_TH.shape[1] + room)
+    return triton_jit.wider(rows[:, : like_TH.shape[1]], 0) if room else rows
+
+
 def _dense_rows(x_TH: Tensor) -> Tensor:
     return x_TH if x_TH.stride(-1) == 1 else x_TH.contiguous()
 
@@ -186,11 +197,15 @@ def _warps(block: int) -> int:
     return min(max(block // 512, 1), 16)
 
 
-def _forward(x_TH: Tensor, residual_TH: Tensor | None, weight_H: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(
+    x_TH: Tensor, residual_TH: Tensor | None, weight_H: Tensor, eps: float, room: int
+) -> tuple[Tensor, Tensor, Tensor]:
     if triton_jit.usable(x_TH):
-        return forward_triton(x_TH, residual_TH, weight_H, eps)
+        return forward_triton(x_TH, residual_TH, weight_H, eps, room)
     sum_TH = x_TH if residual_TH is None else x_TH + residual_TH
     y_TH, rstd_T1 = forward_torch(sum_TH, weight_H, eps)
+    if room:
+        y_TH = _with_room(x_TH, room).copy_(y_TH)
     return y_TH, sum_TH, rstd_T1
 
 
@@ -204,8 +219,8 @@ def _backward(grad_TH: Tensor, saved: tuple[Tensor, ...], grad_sum_TH: Tensor | 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
-        y_TH, _, rstd_T1 = _forward(x_TH, None, weight_H, eps)
+    def forward(ctx: Any, x_TH: Tensor, weight_H: Tensor, eps: float, room: int) -> Tensor:
+        y_TH, _, rstd_T1 = _forward(x_TH, None, weight_H, eps, room)
         ctx.save_for_backward(x_TH, weight_H, rstd_T1)
         return y_TH
 
@@ -213,13 +228,15 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_TH: Tensor) -> tuple[Tensor | None, ...]:
         dw_H = weight_gradient(grad_TH, *ctx.saved_tensors) if ctx.needs_input_grad[1] else None
-        return _backward(grad_TH, ctx.saved_tensors, None), dw_H, None
+        return _backward(grad_TH, ctx.saved_tensors, None), dw_H, None, None
 
 
 class _AddRMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TH: Tensor, residual_TH: Tensor, weight_H: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        y_TH, sum_TH, rstd_T1 = _forward(x_TH, residual_TH, weight_H, eps)
+    def forward(
+        ctx: Any, x_TH: Tensor, residual_TH: Tensor, weight_H: Tensor, eps: float, room: int
+    ) -> tuple[Tensor, Tensor]:
+        y_TH, sum_TH, rstd_T1 = _forward(x_TH, residual_TH, weight_H, eps, room)
         ctx.save_for_backward(sum_TH, weight_H, rstd_T1)
         return y_TH, sum_TH
 
@@ -228,4 +245,4 @@ class _AddRMSNorm(torch.autograd.Function):
     def backward(ctx: Any, grad_TH: Tensor, grad_sum_TH: Tensor) -> tuple[Tensor | None, ...]:
         dw_H = weight_gradient(grad_TH, *ctx.saved_tensors) if ctx.needs_input_grad[2] else None
         dx_TH = _backward(grad_TH, ctx.saved_tensors, grad_sum_TH)
-        return dx_TH, dx_TH, dw_H, None
+        return dx_TH, dx_TH, dw_H, None, None

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["jit", "power_of_two", "tl", "triton", "usable"]
+__all__ = ["jit", "power_of_two", "tl", "triton", "usable", "wider"]
 
 try:
     import triton
@@ -33,3 +33,13 @@ def usable(x: Tensor) -> bool:
 def power_of_two(number: int) -> int:
     """The smallest power of two that is not below ``number``."""
     return 1 << max(number - 1, 0).bit_length()
+
+
+def wider(x_TH: Tensor, room: int) -> Tensor:
+    """``x_TH`` with ``room`` more columns, which are what lies in memory behind each row: nobody else's, by agreement.
+
+    The result shares memory but no history: autograd neither follows it nor sees what is written through it.
+    """
+    size = (len(x_TH), x_TH.shape[1] + room)
+    assert x_TH.stride(1) == 1 and (x_TH.stride(0) >= size[1] or len(x_TH) == 1), (x_TH.shape, x_TH.stride(), room)
+    return x_TH.new_empty(0).set_(x_TH.untyped_storage(), x_TH.storage_offset(), size, (x_TH.stride(0), 1))

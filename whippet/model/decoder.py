@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from whippet.kernels.attention import packed_attention
-from whippet.kernels.gated_mlp import silu_mul
 from whippet.kernels.rms_norm import add_rms_norm, rms_norm
 from whippet.kernels.rope import rope
 from whippet.model.cache import KVCache
@@ -70,16 +69,16 @@ class Block(nn.Module):
         """The residual stream after attention, and what the MLP adds to it. Without ``last_product`` the values of the
         second are not computed: its graph alone is what a backward pass needs."""
         eps = self.config.norm_eps
-        normed_TH = rms_norm(x_TH, self.attention_norm, eps)
+        room = self.qkv.room
+        normed_TH = rms_norm(x_TH, self.attention_norm, eps, room)
         with remade(normed_TH, partial(rms_norm, x_TH.detach(), self.attention_norm, eps)):
-            qkv_TE = self.qkv(normed_TH)
+            qkv_TE = self.qkv(normed_TH, room=room)
         attended_TH = self.o(self._attention(qkv_TE, stream, cache))
-        normed_TH, x_TH = add_rms_norm(attended_TH, x_TH, self.mlp_norm, eps)
+        room = self.gate_up.room
+        normed_TH, x_TH = add_rms_norm(attended_TH, x_TH, self.mlp_norm, eps, room)
         with remade(normed_TH, partial(rms_norm, x_TH.detach(), self.mlp_norm, eps)):
-            gate_up_TF = self.gate_up(normed_TH)
-        gated_TF = silu_mul(gate_up_TF)
-        with remade(gated_TF, partial(silu_mul, gate_up_TF.detach())):
-            return x_TH, self.down(gated_TF, product=last_product)
+            gate_up_TF = self.gate_up(normed_TH, room=room)
+        return x_TH, self.down.gated(gate_up_TF, product=last_product)
 
     def _attention(self, qkv_TE: Tensor, stream: Stream, cache: KVCache | None) -> Tensor:
         config = self.config

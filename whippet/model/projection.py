@@ -7,15 +7,20 @@ happens here, where the weight is used. T: tokens. K: inputs. N: outputs of all 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from whippet.kernels.frozen_linear import LoraPart, Stacked, frozen_linear
+from whippet.kernels import triton_jit
+from whippet.kernels.frozen_linear import LoraPart, Stacked, frozen_linear, room_wanted
+from whippet.kernels.gated_linear import gated_linear
+from whippet.kernels.gated_mlp import silu_mul
 from whippet.kernels.nf4 import NF4Tensor, dequantize_nf4
+from whippet.model.remake import remade
 
 
 class Adapter(nn.Module):
@@ -78,22 +83,50 @@ class Projection(nn.Module):
         found = ((name, self.adapters[name]) for name in self.parts if name in self.adapters)
         return [(name, adapter) for name, adapter in found if isinstance(adapter, Adapter)]
 
-    def forward(self, x_TK: Tensor, *, product: bool = True) -> Tensor:
-        """Without ``product`` the values over a frozen weight are left out: the result serves its graph alone."""
+    @property
+    def room(self) -> int:
+        """Unused numbers behind each row of the input that are of use here."""
+        parts = [adapter for _, adapter in self.adapter_items()] if self.adapters_enabled else []
+        if self.nf4 is None or not parts or (self.training and parts[0].dropout > 0):
+            return 0
+        return room_wanted(self.nf4, sum(len(part.a) for part in parts))
+
+    def forward(self, x_TK: Tensor, *, product: bool = True, room: int = 0) -> Tensor:
+        """Without ``product`` the values over a frozen weight are left out: the result serves its graph alone. ``room``
+        is what there is behind each row of ``x_TK``."""
         if self.nf4 is not None:
-            return self._frozen(x_TK, self.nf4, product)
+            return self._frozen(x_TK, self.nf4, product, room > 0)
         if self.dense.requires_grad:
             bias_N = None if self.bias is None else self.bias.to(x_TK.dtype)
             return F.linear(x_TK, self.dense.to(x_TK.dtype), bias_N)
         return self._frozen(x_TK, self.dense, product)
 
-    def _frozen(self, x_TK: Tensor, weight: Tensor | NF4Tensor, product: bool) -> Tensor:
+    def _frozen(self, x_TK: Tensor, weight: Tensor | NF4Tensor, product: bool, room: bool = False) -> Tensor:
         parts = self._lora_parts(x_TK)
         if not parts or parts[0].x_dropped is not None:
             return frozen_linear(x_TK, weight, self.bias, parts, product=product)
-        if self._stacked is None or not self._stacked.fits(parts, x_TK.dtype):
-            self._stacked = Stacked(parts, self.out_size, x_TK.dtype)
-        return frozen_linear(x_TK, weight, self.bias, parts, self._stacked.renewed(parts), product=product)
+        return frozen_linear(
+            x_TK, weight, self.bias, parts, self._renewed(parts, x_TK.dtype), product=product, room=room
+        )
+
+    def gated(self, gate_up_TF: Tensor, *, product: bool = True) -> Tensor:
+        """``self(silu_mul(gate_up_TF))``, as one op where kernels run and the weight is frozen. ``gate_up_TF`` is
+        overwritten in the backward pass."""
+        weight = self.nf4 if self.nf4 is not None else self.dense
+        dropping = self.training and any(adapter.dropout > 0 for _, adapter in self.adapter_items())
+        parts = [] if dropping else self._lora_parts(gate_up_TF)
+        if not parts or not triton_jit.usable(gate_up_TF):
+            gated_TK = silu_mul(gate_up_TF)
+            with remade(gated_TK, partial(silu_mul, gate_up_TF.detach())):
+                return self(gated_TK, product=product)
+        stacked = self._renewed(parts, gate_up_TF.dtype)
+        return gated_linear(gate_up_TF, weight, self.bias, parts, stacked, product=product)
+
+    def _renewed(self, parts: Sequence[LoraPart], dtype: torch.dtype) -> Stacked:
+        """The parts' factors as they are now, stacked."""
+        if self._stacked is None or not self._stacked.fits(parts, dtype):
+            self._stacked = Stacked(parts, self.out_size, dtype)
+        return self._stacked.renewed(parts)
 
     def _lora_parts(self, x_TK: Tensor) -> list[LoraPart]:
         if not self.adapters_enabled:

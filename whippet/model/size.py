@@ -154,20 +154,23 @@ def activation_bytes_per_token(
     return kept * item + (config.num_heads + 2) * 4
 
 
-def backward_bytes(config: ModelConfig, base: str, item: int, tokens: int) -> int:
+def backward_bytes(config: ModelConfig, base: str, item: int, tokens: int, *, in_place: bool) -> int:
     """Bytes that one layer takes while its backward pass runs, at its highest, beside what it kept.
 
-    The highest moments: at the activation, its gradient ``F`` and that of gate_up ``2F`` beside the residual stream's
-    ``H``; at gate_up, its gradient ``2F``, the weight (or half of it) in the compute dtype, three rows of ``H``; at
-    attention, the gradients of qkv before and after the turn, of the output, and an fp32 sum for the queries.
+    The highest moments: at the activation, its gradient ``F``, in which the activation is made again, beside the
+    residual stream's ``H`` (``in_place`` the gradient of gate_up takes gate_up's place, else it has ``2F`` of its own);
+    at gate_up, the weight (or half of it) in the compute dtype and three rows of ``H``; at attention, the gradients of
+    qkv before and after the turn, of the output, and an fp32 sum for the queries.
     """
     hidden, inner, queries = config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim
-    activation = (3 * inner + hidden) * item * tokens
+    apart = 0 if in_place else 2 * inner
+    activation = (inner + apart + hidden) * item * tokens
     weights = 2 * inner * hidden
     made = weights // 2 if base == "nf4" and weights >= NF4_HALVED else weights
-    gate_up = (2 * inner + 3 * hidden) * item * tokens + dense_bytes(made, base, item)
+    gate_up = (apart + 3 * hidden) * item * tokens + dense_bytes(made, base, item)
+    down = (inner + 2 * hidden) * item * tokens + dense_bytes(weights // 2, base, item)
     attention = ((2 * config.qkv_size + 2 * queries + hidden) * item + 4 * queries) * tokens
-    return max(activation, gate_up, attention)
+    return max(activation, gate_up, down, attention)
 
 
 def dense_bytes(weights: int, base: str, item: int) -> int:

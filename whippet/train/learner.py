@@ -59,6 +59,13 @@ class Learnt:
     """The micro-batch in which that was seen, if it was seen in one."""
 
 
+def quiet_collector() -> None:
+    """What was made before the first step lives as long as the run: Python's collector need not look at it again, which
+    would hold up a step for tens of milliseconds now and then."""
+    gc.collect()
+    gc.freeze()
+
+
 class Learner:
     """Holds what steps share: the decoder, its optimiser, and the limits as they have become."""
 

@@ -111,7 +111,9 @@ def moving_bytes(work: Workload, limits: Limits) -> int:
     # Of parked inputs one is leaving, one is in use, one is coming.
     inputs = again - limits.park + min(limits.park, 3)
     layers = (inputs * kept(True) + (config.num_layers - again) * kept(False)) * tokens
-    backward = backward_bytes(config, work.base, item, tokens) + (kept(False) * tokens if again else 0)
+    in_place = work.device == "cuda" and work.lora is not None and not dropout
+    backward = backward_bytes(config, work.base, item, tokens, in_place=in_place)
+    backward += kept(False) * tokens if again else 0
     return layers + max(_loss_bytes(work, limits), backward)
 
 
