@@ -363,3 +363,15 @@ def test_values_beyond_fp16_are_an_error_and_nothing_is_left(made: tuple[Path, P
     with pytest.raises(GateError, match="too large for fp16, use --dtype bf16"):
         export(run, "hf", tmp_path / "out", dtype="fp16", device="cpu")
     assert not (tmp_path / "out").exists() and partials(tmp_path) == []
+
+
+def test_a_run_that_links_elsewhere_publishes_nothing(made: tuple[Path, Path], tmp_path: Path) -> None:
+    """A run's folder may come from a stranger; what its links lead to must not get into an export."""
+    folder, secret = tmp_path / "run", tmp_path / "secret"
+    shutil.copytree(made[1], folder)
+    secret.write_text("private")
+    (folder / "loss.png").unlink(missing_ok=True)
+    (folder / "loss.png").symlink_to(secret)
+    with pytest.raises(UsageError, match="links out of a folder are not followed"):
+        export(folder, to="adapter", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import pytest
+from helpers_paths import hostile, hub_cache
 
-from whippet.errors import UsageError
-from whippet.paths import inside
-
-CLIMBS = ["..", "../x", "a/../../x", "a/b/../../../x", "./../x", "a/..", "a/.. /x", "a/.../x", "a/. ./x", "..\\x"]
-ROOTS = ["/etc/passwd", "//host/share", "/", "\\\\host\\share\\x", "\\x", "C:x", "C:\\x", "c:/x", "\\\\?\\C:\\x"]
-ODD = ["", "\x00", "a\x00b", "~", "~root/x", "x" * 5000, "a/" * 600 + "x", "file:///etc/passwd", "a:b", "x\\..\\..\\y"]
-PREFIXES = ["", "a/", "model/", "./", "a/b/c/", "é/", "x.safetensors/", "0/", "a a/", "-/"]
-
-
-def hostile() -> list[str]:
-    made = [
-        prefix + name
-        for prefix, name in itertools.product(PREFIXES, [*CLIMBS[:3], "../../../../x", "../../../../../etc"])
-    ]
-    made += [
-        name + suffix for name, suffix in itertools.product(ROOTS, ["", "x", ".safetensors", "/..", "/a/b", "\x00"])
-    ]
-    made += [text.replace("/", "\\") for text in made if "/" in text and ".." in text]
-    made += [f"{'../' * n}{tail}" for n, tail in itertools.product(range(1, 30), ["x", "tmp/x", "etc/passwd"])]
-    made += [f"a{sep}..{sep}..{sep}{n}" for sep, n in itertools.product(["/", "\\", "//"], range(20))]
-    return sorted({*made, *CLIMBS, *ROOTS, *ODD} - {"a/..", "a/../x", "model/../x"})
+from whippet.errors import DataError, UsageError
+from whippet.paths import inside, within
 
 
 def test_there_are_300_hostile_names() -> None:
@@ -59,10 +40,69 @@ def test_links_that_leave_are_refused(tmp_path: Path) -> None:
     for name in ("link", "up/secret"):
         with pytest.raises(UsageError, match="outside"):
             inside(tmp_path / "in", name)
-    assert inside(tmp_path / "in", "link", roots=(tmp_path,))
+    with pytest.raises(DataError, match=f"in/link leads to {tmp_path}/secret, outside {tmp_path}/in: "):
+        within(tmp_path / "in", tmp_path / "in" / "link", error=DataError)
+    assert within(tmp_path, tmp_path / "in" / "link") == tmp_path / "in" / "link"
 
 
 def test_a_linked_folder_is_itself_a_root(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "alias").symlink_to(tmp_path / "real")
     assert inside(tmp_path / "alias", "x") == tmp_path / "alias" / "x"
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_links_of_the_hubs_cache_pass(tmp_path: Path, shared: bool) -> None:
+    source = tmp_path / "source"
+    (source / "data").mkdir(parents=True)
+    (source / "config.json").write_text("{}")
+    (source / "data" / "a.safetensors").write_text("weights")
+    for repository in ("models--org--name", "datasets--org--name"):
+        snapshot = hub_cache(tmp_path / "cache", repository, source, shared=shared)
+        for name in ("config.json", "data/a.safetensors"):
+            assert inside(snapshot, name).read_text() == (source / name).read_text()
+        assert within(snapshot / "data", snapshot / "data" / "a.safetensors")
+        alias = tmp_path / f"alias-{repository}"
+        alias.symlink_to(snapshot)
+        assert inside(alias, "config.json").read_text() == "{}"
+
+
+def test_a_snapshot_may_not_reach_past_its_blobs(tmp_path: Path) -> None:
+    cache, source = tmp_path / "cache", tmp_path / "source"
+    source.mkdir()
+    (source / "config.json").write_text("{}")
+    (tmp_path / "secret").write_text("x")
+    for repository in ("models--org--name", "models--org--other"):
+        hub_cache(cache, repository, source, shared=False)
+    snapshot = next((cache / "models--org--name" / "snapshots").iterdir())
+    (cache / "blobs").mkdir()
+    (cache / "blobs" / "unmarked").write_text("x")
+    other = next((cache / "models--org--other" / "blobs").iterdir())
+    (cache / "models--org--name" / "blobs" / "out").symlink_to(tmp_path / "secret")
+    targets = (
+        "../../../../secret",
+        "../../blobs/out",
+        "../../../blobs/unmarked",
+        f"../../../{other.relative_to(cache)}",
+    )
+    for number, target in enumerate(targets):
+        (snapshot / f"link-{number}").symlink_to(target)
+        with pytest.raises(UsageError, match="outside"):
+            inside(snapshot, f"link-{number}")
+
+
+def test_only_the_hubs_layout_has_blobs(tmp_path: Path) -> None:
+    """Neither a folder that is merely called snapshots, nor blobs that are a link to somewhere else."""
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "key").write_text("x")
+    for home, blobs in (("plain", False), ("models--org--name", True)):
+        snapshot = tmp_path / home / "snapshots" / "1"
+        snapshot.mkdir(parents=True)
+        if blobs:
+            (tmp_path / home / "blobs").symlink_to(tmp_path / "private")
+        else:
+            (tmp_path / home / "blobs").mkdir()
+            (tmp_path / home / "blobs" / "key").write_text("x")
+        (snapshot / "config.json").symlink_to("../../blobs/key")
+        with pytest.raises(UsageError, match="outside"):
+            inside(snapshot, "config.json")

@@ -28,6 +28,7 @@ from whippet.model.decoder import Decoder
 from whippet.model.families import config_to_hf
 from whippet.model.size import parameters
 from whippet.options import Base
+from whippet.paths import within
 from whippet.report.card import CardFacts, license_of, model_card
 from whippet.report.compare import Comparison, compare
 from whippet.report.exported import ExportReport
@@ -235,7 +236,7 @@ def _template(material: Material) -> str | None:
 def _write_card(material: Material, report: ExportReport, folder: Path) -> None:
     run, curve = material.run, None
     if run is not None and (run.folder / CURVE).is_file():
-        shutil.copyfile(run.folder / CURVE, folder / CURVE)
+        shutil.copyfile(within(run.folder, run.folder / CURVE), folder / CURVE)
         curve = CURVE
     base = str(run.table("model").get("path") or material.located.base) if run is not None else material.located.base
     facts = CardFacts(

@@ -225,6 +225,34 @@ def test_missing_or_huge_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         Tokenizer.load(tmp_path)
 
 
+NAMES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "config.json", "generation_config.json",
+    "chat_template.jinja",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_out_of_the_folder_are_refused(tmp_path: Path, name: str) -> None:
+    folder, elsewhere = tmp_path / "model", tmp_path / "elsewhere"
+    byte_tokenizer(folder)
+    byte_tokenizer(elsewhere)
+    for other in NAMES[1:]:
+        written(elsewhere, other, {})
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(elsewhere / name)
+    with pytest.raises(ModelError, match=f"{folder / name} leads to .*, outside {folder}: "):
+        Tokenizer.load(folder)
+    (folder / name).unlink()
+    (folder / name).symlink_to(name)
+    with pytest.raises(ModelError, match=f"{folder / name}.* back to itself|{folder / name} cannot be read"):
+        Tokenizer.load(folder)
+    (folder / name).unlink()
+    (folder / "kept").write_bytes((elsewhere / name).read_bytes())
+    (folder / name).symlink_to("kept")
+    (tmp_path / "alias").symlink_to(folder)
+    assert Tokenizer.load(tmp_path / "alias").vocab_size == Tokenizer.load(elsewhere).vocab_size
+
+
 def test_mutated_tokenizer_files_raise_only_our_errors(tmp_path: Path) -> None:
     """Flipped bytes and odd values in tokenizer.json and tokenizer_config.json: loaded, or a ModelError."""
     byte_tokenizer(tmp_path)

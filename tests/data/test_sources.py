@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from helpers_paths import hub_cache
 
 from whippet.data.sources import Found, find, is_hub_id, read_rows
 from whippet.errors import DataError
@@ -97,6 +98,49 @@ def test_a_hub_id_is_downloaded_as_a_folder(tmp_path: Path, monkeypatch: pytest.
     found = find(Source("owner/name"))
     assert asked == [("owner/name", "dataset")]
     assert [file.name for file in found.train] == ["owner/name/train.jsonl"]
+
+
+def test_links_out_of_a_folder_are_refused(tmp_path: Path) -> None:
+    folder = make(tmp_path / "in", "a.jsonl", "sub/b.jsonl")
+    make(tmp_path / "out", "c.jsonl")
+    (folder / "notes.pdf").symlink_to(tmp_path / "none.pdf")
+    (folder / "again.jsonl").symlink_to("sub/b.jsonl")
+    (folder / "sub-again").symlink_to("sub")
+    (folder / ".hidden").symlink_to(tmp_path / "out")
+    train, _, ignored = names(find(Source(str(folder))), folder)
+    assert (train, ignored) == (["a.jsonl", "again.jsonl", "sub/b.jsonl"], ["notes.pdf"])
+    for link, target in (
+        ("passwd.txt", Path("/etc/passwd")),
+        ("sub/c.jsonl", tmp_path / "out" / "c.jsonl"),
+        ("valid.jsonl", Path("../out/c.jsonl")),
+        ("gone.jsonl", tmp_path / "gone"),
+        ("more", tmp_path / "out"),
+    ):
+        (folder / link).symlink_to(target)
+        with pytest.raises(DataError, match=f"in/{link} leads to /.*, outside {folder}: ") as error:
+            find(Source(str(folder)))
+        assert "\n" not in str(error.value)
+        (folder / link).unlink()
+
+
+def test_a_link_that_is_named_is_followed(tmp_path: Path) -> None:
+    make(tmp_path / "real", "a.jsonl")
+    (tmp_path / "folder").symlink_to(tmp_path / "real")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "file.jsonl").symlink_to(tmp_path / "real" / "a.jsonl")
+    for path in (tmp_path / "folder", tmp_path / "in" / "file.jsonl"):
+        assert [row.value for row in read_rows(Source(str(path)))] == [{"text": "a"}]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_links_of_the_hubs_cache_are_followed(tmp_path: Path, shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    source = make(tmp_path / "source", "data/train.jsonl", "test.jsonl")
+    hub_cache(tmp_path / "cache", "datasets--org--name", source, shared=shared)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert [row.where for row in read_rows(Source("org/name"))] == ["org/name/data/train.jsonl:1"]
 
 
 def test_a_hub_id_that_is_not_to_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

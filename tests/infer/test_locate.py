@@ -112,3 +112,15 @@ def test_two_adapters_are_one_too_many(adapter: Path, checkpoint: Path) -> None:
         locate(adapter, adapter=adapter)
     with pytest.raises(UsageError, match=r"no adapter: it has no adapter_config\.json"):
         locate(checkpoint, adapter=checkpoint)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "chat_template.jinja", "recipe.toml"])
+def test_a_link_out_of_the_folder_is_not_followed(name: str, tmp_path: Path) -> None:
+    secret, folder = tmp_path / "secret", tmp_path / "given"
+    folder.mkdir()
+    secret.write_text('{"base_model_name_or_path": "org/base"}')
+    if name == "chat_template.jinja":
+        (folder / "adapter_config.json").write_text(secret.read_text())
+    (folder / name).symlink_to(secret)
+    with pytest.raises(ModelError, match="links out of a folder are not followed"):
+        locate(folder)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from whippet.errors import ModelError
 from whippet.kernels.nf4 import dequantize_nf4
 from whippet.model.projection import Projection
-from whippet.weights.load import load_decoder
+from whippet.weights.load import load_decoder, open_checkpoint, read_config
 
 SKIPPED = ["lm_head", "model.layers.1.mlp", "model.layers.0.self_attn.k_proj"]
 KINDS = ("double", "single", "skipping")
@@ -157,16 +157,40 @@ def state_with(tensors: dict[str, torch.Tensor], **changes: Any) -> None:
         (lambda t: state_with(t, dtype="float64"), "dtype"),
         (lambda t: state_with(t, nested_blocksize=128), "nested_blocksize"),
         (lambda t: state_with(t, nested_offset="x"), "nested_offset"),
+        (lambda t: state_with(t, nested_offset=float("nan")), "nested_offset"),
+        (lambda t: state_with(t, nested_offset=10**400), "nested_offset"),
+        (
+            lambda t: t.update({"model.norm.weight" + STATE.removeprefix(NAME): t[STATE].clone()}),
+            "quant_state has shape",
+        ),
     ],
 )
 def test_damage_is_named(change: Any, words: str, quantised: Quantised, tmp_path: Path) -> None:
+    """Before any matrix is read."""
     folder, _ = quantised["double"]
+    changed(folder, tmp_path, change)
+    for read in (load_decoder, lambda path: open_checkpoint(path, read_config(path)[0])):
+        with pytest.raises(ModelError, match=words):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"), [("single", ".absmax"), ("double", ".nested_absmax"), ("double", ".nested_quant_map")]
+)
+@pytest.mark.parametrize("base", ["nf4", "bf16"])
+def test_what_is_not_finite_is_named(kind: str, part: str, base: Any, quantised: Quantised, tmp_path: Path) -> None:
+    folder, _ = quantised[kind]
+    changed(folder, tmp_path, lambda tensors: tensors[NAME + part].view(-1)[-1:].fill_(float("nan")))
+    with pytest.raises(ModelError, match=f"model.safetensors: {NAME + part} holds NaN or infinity"):
+        load_decoder(tmp_path, base=base)
+
+
+def changed(folder: Path, target: Path, change: Any) -> None:
+    """A copy of the checkpoint with other tensors."""
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
-    save_file(tensors, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
-    with pytest.raises(ModelError, match=words):
-        load_decoder(tmp_path)
+    save_file(tensors, target / "model.safetensors")
+    (target / "config.json").write_text((folder / "config.json").read_text())
 
 
 @pytest.mark.parametrize(

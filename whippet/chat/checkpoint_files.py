@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from whippet.errors import ModelError
+from whippet.paths import within
 
 MAX_TOKENIZER_BYTES = 256 * 1024**2
 MAX_CONFIG_BYTES = 32 * 1024**2
@@ -166,13 +167,16 @@ def _parse_object(path: Path, raw: bytes) -> Mapping[str, Any]:
 
 
 def _read_bounded(path: Path, most: int) -> bytes | None:
-    """The file's content, None if it does not exist."""
+    """The file's content, None if it does not exist. A link that leads out of the folder is refused."""
+    within(path.parent, path, error=ModelError)
     try:
         size = path.stat().st_size
+        if not path.is_file():
+            raise ModelError(f"{path} is not a file")
+        if size > most:
+            raise ModelError(f"{path} has {size} bytes, wanted at most {most}")
+        return path.read_bytes()
     except FileNotFoundError:
         return None
-    if not path.is_file():
-        raise ModelError(f"{path} is not a file")
-    if size > most:
-        raise ModelError(f"{path} has {size} bytes, wanted at most {most}")
-    return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from error

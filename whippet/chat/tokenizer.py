@@ -30,7 +30,7 @@ class Tokenizer:
     bos_id, eos_id, pad_id: ids of the special tokens, None where the checkpoint has none. ``pad_id`` is a token made
     for padding if the checkpoint names none and its vocabulary holds one.
     stop_ids: every token that ends a reply by the checkpoint's own files.
-    special_ids: added tokens that are marked special. vocab_size: ids, added tokens included.
+    special_ids: added tokens that are marked special. vocab_size: ids, added tokens included. num_bytes: of the file.
     adds_bos, adds_eos: what the tokenizer's own post-processor puts around a text.
     chat_template: the checkpoint's template, None if it has none.
     """
@@ -40,6 +40,7 @@ class Tokenizer:
         self._files = files
         core.no_truncation()
         core.no_padding()
+        self.num_bytes = len(files.tokenizer_json)
         self.vocab_size: int = core.get_vocab_size(with_added_tokens=True)
         added = core.get_added_tokens_decoder()
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)

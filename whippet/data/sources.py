@@ -16,6 +16,7 @@ from whippet.data.readers import SUFFIXES, kind, read_file
 from whippet.data.rows import BadRow, Row
 from whippet.errors import DataError
 from whippet.options import Source
+from whippet.paths import within
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 HELD_OUT = frozenset({"valid", "validation", "val", "dev", "eval", "test"})
@@ -80,16 +81,22 @@ def _file(source: Source, path: Path) -> Found:
 
 
 def _folder(source: Source, folder: Path, name: str) -> Found:
-    """All files below ``folder``, sorted. Hidden ones, and those that only describe a data set, are left out."""
-    train, held_out, ignored = [], [], []
+    """All files below ``folder``, sorted. Hidden ones, and those that only describe a data set, are left out.
+
+    DataError for a link out of it, to a file with records or to a folder; one to a folder inside is not followed, for
+    what it leads to is found where it lies.
+    """
+    train: list[DataFile] = []
+    held_out: list[DataFile] = []
+    ignored: list[str] = []
     for relative in _below(folder):
         file = DataFile(folder / relative, f"{name.rstrip('/')}/{relative.as_posix()}")
         if kind(relative) is None or NOT_RECORDS.fullmatch(relative.name):
             ignored.append(file.name)
-        elif _is_held_out(relative):
-            held_out.append(file)
-        else:
-            train.append(file)
+            continue
+        if file.path.is_symlink():
+            within(folder, file.path, error=DataError)
+        (held_out if _is_held_out(relative) else train).append(file)
     if not train:
         train, held_out = held_out, []
     if not train:
@@ -102,6 +109,9 @@ def _below(folder: Path) -> list[Path]:
     found = []
     for base, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in folders:
+            if Path(base, name).is_symlink():
+                within(folder, Path(base, name), error=DataError)
         found += [Path(base, name).relative_to(folder) for name in files if not name.startswith(".")]
     return sorted(found)
 

@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 from whippet.errors import ModelError, UsageError
 from whippet.options import Base
+from whippet.paths import within
 
 RECIPE = "recipe.toml"
 ADAPTER = "adapter"
@@ -64,7 +65,7 @@ def locate(model: str | Path, *, adapter: str | Path | None = None, revision: st
 
 def _run(folder: Path) -> Located:
     """A run's folder: its finished adapter over its base, or its finished checkpoint after full fine-tuning."""
-    path = folder / RECIPE
+    path = within(folder, folder / RECIPE, error=ModelError)
     try:
         recipe = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -83,7 +84,7 @@ def _run(folder: Path) -> Located:
 
 
 def _adapter(folder: Path) -> Located:
-    path = folder / ADAPTER_CONFIG
+    path = within(folder, folder / ADAPTER_CONFIG, error=ModelError)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -108,7 +109,7 @@ def _stored_as(base: str | None, path: Path) -> Base:
 
 def _own_template(adapter: str | Path) -> str | None:
     """The template that was saved beside an adapter."""
-    path = Path(adapter) / "chat_template.jinja"
+    path = within(Path(adapter), Path(adapter) / "chat_template.jinja", error=ModelError)
     return str(path) if path.is_file() else None
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from whippet.paths import within
 from whippet.report.figures import count, duration, percent, short, size
 from whippet.report.folder import RunFacts, is_hub_id, public_name
 from whippet.report.results import Results, results
@@ -76,7 +77,7 @@ def model_card(facts: CardFacts) -> str:
 
 def license_of(folder: Path) -> str | None:
     """The licence that a checkpoint's own card names, None if it has no card or names none."""
-    path = folder / "README.md"
+    path = within(folder, folder / "README.md")
     if not path.is_file():
         return None
     with path.open(encoding="utf-8", errors="replace") as file:

@@ -16,6 +16,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from whippet.errors import UsageError
+from whippet.paths import within
 from whippet.report.metrics import Record, read_metrics
 
 HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
@@ -61,7 +62,10 @@ class RunFacts:
 
 
 def read_run(folder: Path) -> RunFacts:
-    """The facts of the run in ``folder``. Raises UsageError naming the file that cannot be read."""
+    """The facts of the run in ``folder``. Raises UsageError naming the file that cannot be read, or that is a link out
+    of the folder."""
+    for name in (*LINKED, "environment.json", "samples.jsonl"):
+        within(folder, folder / name)
     path = folder / "recipe.toml"
     try:
         recipe = tomllib.loads(path.read_text(encoding="utf-8"))

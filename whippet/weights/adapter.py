@@ -124,6 +124,8 @@ def load_adapter(decoder: Decoder, folder: Path) -> LoraOptions:
     with safe_open(path, framework="pt") as file, torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(file.get_tensor(name))
+            if not bool(parameter.isfinite().all()):
+                raise ModelError(f"{path}: {name} holds NaN or infinity")
     decoder.eval()
     return options
 

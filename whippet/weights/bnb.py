@@ -8,6 +8,7 @@ there in 16 bit, and are known by having no quant_state. fp4 and 8 bit are not r
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -55,8 +56,11 @@ def companions(reader: CheckpointReader, name: str) -> set[str]:
     return {name + suffix for suffix in COMPANIONS if name + suffix in reader.tensors}
 
 
-def read_nf4(reader: CheckpointReader, name: str, shape: tuple[int, ...], device: torch.device) -> NF4Tensor:
-    """The quantised matrix ``name``, which must have ``shape``, on ``device``."""
+def check_nf4(reader: CheckpointReader, name: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    """The quant_state of the matrix ``name``, which must have ``shape``. ModelError if it or a companion does not fit.
+
+    Reads a few bytes of each matrix, whatever its size: what else is held is known from the header.
+    """
     where = f"{reader.files[name]}: {name}"
     state = _state(reader, name, where)
     blocks = -(-_numel(shape) // BLOCK)
@@ -64,26 +68,39 @@ def read_nf4(reader: CheckpointReader, name: str, shape: tuple[int, ...], device
     for key, value in wanted.items():
         if state.get(key) != value:
             raise ModelError(f"{where}: quant_state has {key} {str(state.get(key))[:60]}, wanted {value}")
-    dtype = DTYPES.get(str(state.get("dtype")))
-    if dtype is None:
+    if str(state.get("dtype")) not in DTYPES:
         raise ModelError(f"{where}: quant_state has dtype {str(state.get('dtype'))[:60]}, wanted one of {list(DTYPES)}")
-    if not torch.equal(_part(reader, name + ".quant_map", torch.float32, 16), torch.tensor(NF4_CODE)):
+    _check_part(reader, name, "U8", (_numel(shape) + 1) // 2)
+    _check_part(reader, name + ".quant_map", "F32", 16)
+    if not torch.equal(reader.tensor(name + ".quant_map").flatten(), torch.tensor(NF4_CODE)):
         raise ModelError(f"{where}: its quant_map is not the 16 levels of nf4")
-    codes = _part(reader, name, torch.uint8, (_numel(shape) + 1) // 2, device)
     if name + ".nested_absmax" not in reader.tensors:
-        absmax = _part(reader, name + ".absmax", torch.float32, blocks, device)
-        return NF4Tensor(codes, absmax, shape, dtype)
+        _check_part(reader, name + ".absmax", "F32", blocks)
+        return state
     offset = state.get("nested_offset")
-    if state.get("nested_blocksize") != NESTED_BLOCK or not isinstance(offset, (int, float)):
+    if state.get("nested_blocksize") != NESTED_BLOCK or not _is_finite(offset):
         raise ModelError(f"{where}: quant_state needs nested_blocksize {NESTED_BLOCK} and a nested_offset")
+    _check_part(reader, name + ".absmax", "U8", blocks)
+    _check_part(reader, name + ".nested_absmax", "F32", -(-blocks // NESTED_BLOCK))
+    _check_part(reader, name + ".nested_quant_map", "F32", 256)
+    return state
+
+
+def read_nf4(reader: CheckpointReader, name: str, shape: tuple[int, ...], device: torch.device) -> NF4Tensor:
+    """The quantised matrix ``name``, which must have ``shape``, on ``device``. ModelError for NaN or infinity in it."""
+    state = check_nf4(reader, name, shape)
+    dtype = DTYPES[state["dtype"]]
+    codes, absmax = _part(reader, name, device), _part(reader, name + ".absmax", device)
+    if name + ".nested_absmax" not in reader.tensors:
+        return NF4Tensor(codes, absmax, shape, dtype)
     return NF4Tensor(
         codes,
-        _part(reader, name + ".absmax", torch.uint8, blocks, device),
+        absmax,
         shape,
         dtype,
-        nested_absmax=_part(reader, name + ".nested_absmax", torch.float32, -(-blocks // NESTED_BLOCK), device),
-        nested_code=_part(reader, name + ".nested_quant_map", torch.float32, 256, device),
-        offset=torch.tensor(float(offset), dtype=torch.float32, device=device),
+        nested_absmax=_part(reader, name + ".nested_absmax", device),
+        nested_code=_part(reader, name + ".nested_quant_map", device),
+        offset=torch.tensor(float(state["nested_offset"]), dtype=torch.float32, device=device),
     )
 
 
@@ -94,19 +111,28 @@ def _state(reader: CheckpointReader, name: str, where: str) -> dict[str, Any]:
     return parse_json(bytes(reader.tensor(name + STATE).flatten().tolist()), f"{where}: quant_state")
 
 
-def _part(
-    reader: CheckpointReader, name: str, dtype: torch.dtype, count: int, device: torch.device | str = "cpu"
-) -> Tensor:
-    """A flat copy of one of the tensors that make up a quantised matrix."""
+def _check_part(reader: CheckpointReader, name: str, dtype: str, count: int) -> None:
+    """One of the tensors that make up a quantised matrix is there, of ``count`` numbers."""
     if name not in reader.tensors:
         raise ModelError(f"{reader.folder}: the tensor {name!r} of a quantised matrix is missing")
-    tensor = reader.tensor(name, device)
-    if tensor.dtype != dtype or tensor.numel() != count:
-        raise ModelError(
-            f"{reader.files[name]}: {name} is {tensor.dtype} of {tensor.numel()} numbers, wanted {dtype} of {count}"
-        )
-    return tensor.flatten().clone()
+    info = reader.tensors[name]
+    met = math.prod(info.shape)
+    if info.dtype != dtype or met != count:
+        raise ModelError(f"{reader.files[name]}: {name} is {info.dtype} of {met} numbers, wanted {dtype} of {count}")
+
+
+def _part(reader: CheckpointReader, name: str, device: torch.device) -> Tensor:
+    """A flat copy of one of those tensors."""
+    tensor = reader.tensor(name, device).flatten().clone()
+    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        raise ModelError(f"{reader.files[name]}: {name} holds NaN or infinity")
+    return tensor
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a number of the JSON is one in fp32 too; Python reads NaN, Infinity and integers of any length."""
+    return type(value) in (int, float) and abs(value) <= torch.finfo(torch.float32).max
 
 
 def _numel(shape: tuple[int, ...]) -> int:
-    return shape[0] * shape[1]
+    return math.prod(shape)

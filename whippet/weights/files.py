@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from whippet.errors import ModelError
+from whippet.paths import within
 
 MAX_JSON_BYTES = 32 * 2**20
 """The index of a checkpoint of 100,000 tensors is about 10 MB; no honest file here is larger."""
 
 
 def read_json(path: Path, *, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """The object that a JSON file holds. Raises ModelError if it is absent, too large or anything else."""
+    """The object that a JSON file holds. Raises ModelError if it is absent, too large, a link that leads out of its
+    folder, or anything else."""
     try:
+        within(path.parent, path, error=ModelError)
         with path.open("rb") as file:
             raw = file.read(limit + 1)
     except OSError as error:

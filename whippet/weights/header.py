@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from whippet.errors import ModelError
+from whippet.paths import within
 from whippet.weights.files import parse_json
 
 ITEM_BYTES = {
@@ -38,6 +39,7 @@ class TensorInfo:
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """Every tensor of the file, by name."""
+    within(path.parent, path, error=ModelError)
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

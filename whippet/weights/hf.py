@@ -8,6 +8,7 @@ Writing: shards of bounded size, each written aside and renamed, the index last.
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
@@ -77,6 +78,14 @@ class CheckpointReader:
             self.files[name] = path
 
 
+def weights_are_here(folder: Path) -> bool:
+    """Whether ``folder`` holds weight files, all that its index names. They may be no good. ModelError for an index
+    that is none."""
+    if (folder / SINGLE).is_file():
+        return True
+    return (folder / INDEX).is_file() and all((folder / file).is_file() for file in _listed(folder))
+
+
 def write_checkpoint(
     folder: Path, tensors: Iterable[tuple[str, Tensor]], *, max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> list[Path]:
@@ -107,9 +116,14 @@ def write_checkpoint(
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """One safetensors file, whole or absent, with the metadata that transformers asks for."""
+    """One safetensors file, whole or absent, with the metadata that transformers asks for and the umask's mode."""
     with written_aside(path) as aside:
+        # safetensors puts a file of its own there, readable by the owner only; what mode a new file gets, one tells.
+        aside.unlink(missing_ok=True)
+        aside.touch()
+        mode = aside.stat().st_mode
         save_file({name: _alone(tensor) for name, tensor in tensors.items()}, aside, {"format": "pt"})
+        aside.chmod(stat.S_IMODE(mode))
 
 
 def _alone(tensor: Tensor) -> Tensor:
@@ -135,37 +149,39 @@ def _gathered(tensors: Iterable[tuple[str, Tensor]], limit: int) -> Iterable[dic
 def _shards(folder: Path) -> dict[Path, set[str] | None]:
     """Each weight file of the folder, with the tensors that the index places in it (None without an index)."""
     if (folder / SINGLE).is_file():
-        return {_resolved(folder, SINGLE): None}
+        return {folder / SINGLE: None}
     if not (folder / INDEX).is_file():
         raise ModelError(_nothing_here(folder))
-    where = folder / INDEX
-    weight_map = read_json(where).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ModelError(f"{where}: weight_map must name the file of each tensor")
-    shards: dict[str, set[str]] = {}
-    for name, file in weight_map.items():
-        if not isinstance(file, str):
-            raise ModelError(f"{where}: weight_map gives {name!r} the file {file!r}; wanted text")
-        shards.setdefault(file, set()).add(name)
     found: dict[Path, set[str] | None] = {}
-    for file, names in shards.items():
-        path = _resolved(folder, file)
-        if path.suffix != ".safetensors":
-            refuse_pickle(path, b"")
-            raise ModelError(f"{where}: weight_map names {file!r}, which is no safetensors file")
+    for file, names in _listed(folder).items():
+        path = folder / file
         if not path.is_file():
             raise ModelError(f"{path}: missing, though the index names it; download it again")
         found[path] = names
     return found
 
 
-def _resolved(folder: Path, name: str) -> Path:
-    """The path of a file of the checkpoint. In the hub's cache, files are links into the repository's blobs."""
-    roots = (folder.parent.parent / "blobs",) if folder.parent.name == "snapshots" else ()
-    try:
-        return inside(folder, name, roots=roots)
-    except UsageError as error:
-        raise ModelError(f"{folder}: {error}") from error
+def _listed(folder: Path) -> dict[str, set[str]]:
+    """The files that the index names, and the tensors that it places in each. ModelError for a name that is no
+    safetensors file of this folder."""
+    where = folder / INDEX
+    weight_map = read_json(where).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{where}: weight_map must name the file of each tensor")
+    listed: dict[str, set[str]] = {}
+    for name, file in weight_map.items():
+        if not isinstance(file, str):
+            raise ModelError(f"{where}: weight_map gives {name!r} the file {file!r}; wanted text")
+        listed.setdefault(file, set()).add(name)
+    for file in listed:
+        try:
+            path = inside(folder, file)
+        except UsageError as error:
+            raise ModelError(f"{where}: weight_map: {error}") from error
+        if path.suffix != ".safetensors":
+            refuse_pickle(path, b"")
+            raise ModelError(f"{where}: weight_map names {file!r}, which is no safetensors file")
+    return listed
 
 
 def _nothing_here(folder: Path) -> str:

@@ -28,7 +28,9 @@ from whippet.weights.hf import CheckpointReader
 from whippet.weights.names import Entry, Part, table
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
+HUB_TEXTS = ["*.json", "*.jinja", "tokenizer.model"]
+"""Configuration, tokenizer and the index of the weights."""
+HUB_FILES = ["*.safetensors", *HUB_TEXTS]
 HUB_IGNORED = ["*/*", "consolidated*"]
 HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", re.ASCII)
@@ -38,10 +40,11 @@ Report = Callable[[int, int], None]
 """Called with bytes read and bytes in all."""
 
 
-def resolve_model(path: str | Path, revision: str = "main") -> Path:
+def resolve_model(path: str | Path, revision: str = "main", *, weights: bool = True) -> Path:
     """The folder of a model: ``path`` itself if it exists, else the hub's files of that id (safetensors and text only).
 
-    A socket is opened only for a hub id that is no local path. Raises ModelError naming both readings.
+    ``weights=False`` fetches the text only; what was fetched before is in the folder all the same. A socket is opened
+    only for a hub id that is no local path. Raises ModelError naming both readings.
     """
     local = Path(path).expanduser()
     if local.is_dir():
@@ -55,7 +58,10 @@ def resolve_model(path: str | Path, revision: str = "main") -> Path:
 
     try:
         found = huggingface_hub.snapshot_download(
-            name, revision=revision, allow_patterns=HUB_FILES, ignore_patterns=HUB_IGNORED
+            name,
+            revision=revision,
+            allow_patterns=HUB_FILES if weights else HUB_TEXTS,
+            ignore_patterns=HUB_IGNORED,
         )
     except (OSError, ValueError, huggingface_hub.errors.EntryNotFoundError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -72,6 +78,18 @@ def read_config(folder: Path) -> tuple[ModelConfig, bool]:
     return config_from_hf(raw, where=str(where)), bnb.check_quantisation(raw, str(where))
 
 
+def open_checkpoint(folder: Path, config: ModelConfig) -> CheckpointReader:
+    """The weight files in ``folder``, opened, none of their tensors read.
+
+    Every file is there and whole by its header, and holds the tensors that ``config`` wants, in their shapes, and no
+    others; else ModelError. That takes as long for 70 billion weights as for 70: only where a tied checkpoint holds its
+    output matrix a second time are the two compared, and of a quantised matrix a few bytes are read.
+    """
+    reader = CheckpointReader(folder)
+    _check_names(reader, table(config), config)
+    return reader
+
+
 def load_decoder(
     path: str | Path,
     *,
@@ -86,13 +104,13 @@ def load_decoder(
     ``base="auto"``: nf4 if the checkpoint is quantised, fp32 if ``trainable``, else the checkpoint's own 16 or 32 bit.
     ``nf4`` quantises the layers' projections, each part as bitsandbytes would; what else there is, is held in the
     compute dtype. ``trainable`` makes every weight an fp32 parameter that requires a gradient (a quantised checkpoint
-    is dequantised), otherwise all are frozen.
+    is dequantised), otherwise all are frozen. Raises ModelError for what ``open_checkpoint`` refuses, and for a weight
+    that is NaN or infinite.
     """
     folder, where = Path(path), choose_device(device)
     config, quantised = read_config(folder)
-    with CheckpointReader(folder) as reader:
-        entries = table(config)
-        _check_names(reader, entries, config)
+    entries = table(config)
+    with open_checkpoint(folder, config) as reader:
         stored = reader.tensors[entries[0].parts[0].name].dtype
         chosen = choose_base(base, quantised=quantised, trainable=trainable, stored=stored)
         dtype = choose_compute(compute, chosen, where)
@@ -159,6 +177,7 @@ def _check_names(reader: CheckpointReader, entries: tuple[Entry, ...], config: M
     known = set(parts)
     for name, part in parts.items():
         if bnb.is_quantised(reader, name):
+            bnb.check_nf4(reader, name, part.shape)
             known |= bnb.companions(reader, name)
         else:
             _check_dense(reader, part)
@@ -185,8 +204,8 @@ def _check_dense(reader: CheckpointReader, part: Part) -> None:
 
 def _check_tied(reader: CheckpointReader) -> None:
     """A tied checkpoint may hold the output matrix once more, if it is the same."""
-    head, embedding = reader.tensor("lm_head.weight"), reader.tensor("model.embed_tokens.weight")
-    if not torch.equal(head, embedding):
+    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+    if reader.tensors[head].dtype not in FLOATS or not torch.equal(reader.tensor(head), reader.tensor(embedding)):
         raise ModelError(
             f"{reader.folder}: config.json says tie_word_embeddings, yet lm_head.weight differs from the embedding; "
             "set it to false, or remove lm_head.weight"
@@ -204,7 +223,8 @@ def _nf4(reader: CheckpointReader, entry: Entry, device: torch.device) -> NF4Ten
         if bnb.is_quantised(reader, part.name):
             parts.append(bnb.read_nf4(reader, part.name, part.shape, device))
         else:
-            parts.append(quantize_nf4(reader.tensor(part.name, device), name=part.name))
+            named = f"{reader.files[part.name]}: {part.name}"
+            parts.append(quantize_nf4(reader.tensor(part.name, device), name=named))
     return parts[0] if len(parts) == 1 else join_rows(parts)
 
 
@@ -216,6 +236,11 @@ def _dense(reader: CheckpointReader, entry: Entry, device: torch.device, dtype: 
             target.copy_(dequantize_nf4(bnb.read_nf4(reader, part.name, part.shape, device)))
         else:
             target.copy_(reader.tensor(part.name, device))
+        # One pass without scratch. Of what is held, not of what was read: a weight may be too large for fp16.
+        least, greatest = target.aminmax()
+        if not bool(least.isfinite() & greatest.isfinite()):
+            where = f"{reader.files[part.name]}: {part.name}"
+            raise ModelError(f"{where} holds NaN, infinity or a number too large for {dtype}; wanted finite weights")
     return fused
 
 
