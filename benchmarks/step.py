@@ -92,17 +92,17 @@ def main() -> None:
         limits = Limits(args.micro_tokens or tokens, args.recompute, args.chunk_rows, args.park)
     learner = Learner(decoder, parameters, make_optimizer(parameters, train), sft.loss, train, limits, print)
     made = time.perf_counter() - started
-    quiet_collector()
     times: list[float] = []
-    for number in range(args.warmup + args.steps):
-        step = random_step(config, args.docs, args.length, number)
-        torch.cuda.synchronize()
-        if number == args.warmup:
-            torch.cuda.reset_peak_memory_stats()
-        start = time.perf_counter()
-        learnt = learner.learn(step, 2e-4, number)
-        torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
+    with quiet_collector():
+        for number in range(args.warmup + args.steps):
+            step = random_step(config, args.docs, args.length, number)
+            torch.cuda.synchronize()
+            if number == args.warmup:
+                torch.cuda.reset_peak_memory_stats()
+            start = time.perf_counter()
+            learnt = learner.learn(step, 2e-4, number)
+            torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
     usual = statistics.median(times[args.warmup :])
     result: dict[str, Any] = {
         "who": "whippet", "shape": args.shape, "base": args.base, "docs": args.docs, "length": args.length,

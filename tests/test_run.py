@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers_train import losses, settings, write_records
+from safetensors.torch import load_file, save_file
 
 import whippet
-from whippet.errors import DataError, MissingExtra, UsageError, WhippetError
+from whippet.errors import DataError, MissingExtra, ModelError, UsageError, WhippetError
 from whippet.recipe import make_recipe, read_recipe
 from whippet.run import Run, finetune, plan
 from whippet.train import checkpoint
@@ -186,6 +189,85 @@ def test_mistakes_leave_no_trace(tiny_checkpoint: Path, data: Path, tmp_path: Pa
     assert not out.parent.exists()
 
 
+def test_bad_checkpoints_leave_no_trace(tiny_checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    """Whatever the files' headers tell is told by ``plan`` too, and before a run's folder is made."""
+    weights, index = "model.safetensors", "model.safetensors.index.json"
+    whole = (tiny_checkpoint / weights).read_bytes()
+    held = load_file(tiny_checkpoint / weights)
+    (tmp_path / weights).write_bytes(whole)
+    some, up = sorted(held)[0], "model.layers.0.mlp.up_proj.weight"
+
+    def mapped(folder: Path, file: str) -> None:
+        (folder / weights).rename(folder / "a.safetensors")
+        (folder / index).write_text(json.dumps({"weight_map": dict.fromkeys(held, "a.safetensors") | {some: file}}))
+
+    def linked(folder: Path) -> None:
+        (folder / weights).unlink()
+        (folder / weights).symlink_to(tmp_path / weights)
+
+    def saved(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+        save_file(tensors, folder / weights)
+
+    cases: dict[str, tuple[Callable[[Path], object], str]] = {
+        "truncated": (lambda folder: (folder / weights).write_bytes(whole[:-100]), "cut off or damaged"),
+        "short": (lambda folder: (folder / weights).write_bytes(whole[:5]), "too short for a safetensors file"),
+        "header": (lambda folder: (folder / weights).write_bytes(whole[:8] + b"}}" + whole[10:]), "not valid JSON"),
+        "pickle": (
+            lambda folder: (folder / weights).write_bytes(b"\x80\x04\x95" + bytes(99)),
+            "a pickle, which can run",
+        ),
+        "climbing": (lambda folder: mapped(folder, "../x.safetensors"), "weight_map: unsafe file name '../x.safe"),
+        "absent": (lambda folder: mapped(folder, "b.safetensors"), "b.safetensors: missing, though the index names it"),
+        "link": (linked, f"leads to {tmp_path / weights}, outside"),
+        "missing": (lambda folder: saved(folder, {k: v for k, v in held.items() if k != up}), f"the first is '{up}'"),
+        "unexpected": (
+            lambda folder: saved(folder, held | {"x": torch.ones(1)}),
+            "unexpected tensors, the first is 'x'",
+        ),
+        "misshapen": (lambda folder: saved(folder, held | {up: torch.ones(3, 64)}), r"has shape \[3, 64\]"),
+        "none": (lambda folder: (folder / weights).unlink(), "neither model.safetensors nor"),
+    }
+    out = tmp_path / "out" / "run"
+    for name, (damage, said) in cases.items():
+        folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "models" / name))
+        damage(folder)
+        refuses(ModelError, said, folder, data, out=out, **settings())
+        with pytest.raises(ModelError, match=said) as caught:
+            plan(make_recipe(settings(model={"path": str(folder)}, data={"sources": [str(data)]}), {"out": out}))
+        assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
+        assert not out.parent.exists(), name
+
+
+def test_a_plan_of_a_hub_id_fetches_no_weights(
+    tiny_checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "cached"))
+    weights = folder / "model.safetensors"
+    index = {"weight_map": dict.fromkeys(load_file(weights), "model-1.safetensors")}
+    weights.unlink()
+    asked: list[list[str]] = []
+
+    def snapshot_download(name: str, *, allow_patterns: list[str], **_: Any) -> str:
+        asked.append(allow_patterns)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    tables = settings(model={"path": "org/name"}, data={"sources": [str(data)]})
+    recipe = make_recipe(tables, {"out": tmp_path / "run"})
+    assert plan(recipe).plan.steps == 8
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert plan(recipe).plan.steps == 8
+    assert len(asked) == 2 and not any("safetensors" in pattern for patterns in asked for pattern in patterns)
+    (folder / "model-1.safetensors").write_bytes((tiny_checkpoint / "model.safetensors").read_bytes()[:-1])
+    with pytest.raises(ModelError, match="cut off or damaged"):
+        plan(recipe)
+    (folder / "model-1.safetensors").unlink()
+    refuses(ModelError, "missing, though the index names it", "org/name", data, out=tmp_path / "run", **settings())
+    assert "*.safetensors" in asked[-1]
+
+
 def test_a_missing_extra_is_named_before_anything_is_done(
     tiny_checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,3 +335,10 @@ def test_the_command_line(tiny_checkpoint: Path, data: Path, tmp_path: Path) -> 
     assert json.loads(done.stdout)["steps"] == 2
     again = subprocess.run([*command, "--set=lora.r=7"], capture_output=True, text=True, timeout=120)
     assert again.returncode == 2 and "choose another --out" in again.stderr
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_checkpoint, broken, ignore=shutil.ignore_patterns("*.safetensors"))
+    planned = subprocess.run(
+        [*command[:3], "plan", str(broken), str(data)], capture_output=True, text=True, timeout=120
+    )
+    assert (planned.returncode, planned.stdout) == (2, "")
+    assert "neither model.safetensors nor" in planned.stderr and planned.stderr.count("\n") == 1

@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import shlex
 import shutil
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -40,11 +41,12 @@ from whippet.report.trackers import open_tracker
 from whippet.train import finish, folder
 from whippet.train.deterministic import deterministic
 from whippet.train.evaluate import SamplePrompt, sample_prompts
-from whippet.train.job import Job
+from whippet.train.job import Job, Stopped
 from whippet.train.loop import METRICS, Training
 from whippet.train.material import Material, check_disk, gather, settle
 from whippet.train.objectives import sft
 from whippet.train.plan import existing
+from whippet.train.signals import Terminated, terminable
 from whippet.weights.files import read_json, write_json, written_aside
 from whippet.weights.load import load_decoder
 
@@ -73,7 +75,7 @@ def finetune(
     """
     wanted = settle(_recipe(model, data, out, recipe, overrides))
     place = Path(wanted.out)
-    with contextlib.ExitStack() as held:
+    with _stoppable(place, wanted), contextlib.ExitStack() as held:
         display = Display(1)
         if folder.is_run(place):
             held.enter_context(folder.claimed(place))
@@ -93,8 +95,11 @@ def finetune(
 
 
 def plan(recipe: Recipe) -> Material:
-    """What training would take. Its ``str`` is for people, ``as_dict()`` for JSON; nothing is written."""
-    return gather(settle(recipe), parse_bytes(recipe.memory.budget, "memory.budget"))
+    """What training would take. Its ``str`` is for people, ``as_dict()`` for JSON; nothing is written.
+
+    Of a hub id only configuration and tokenizer are fetched, into the hub's cache.
+    """
+    return gather(settle(recipe), parse_bytes(recipe.memory.budget, "memory.budget"), weights=False)
 
 
 class Run:
@@ -155,6 +160,10 @@ def _recipe(
     return make_recipe(dataclasses.asdict(start) if start is not None else None, dotted, where="finetune")
 
 
+def _resume_command(place: Path) -> str:
+    return shlex.join(["whippet", "finetune", str(place / folder.RECIPE)])
+
+
 def _gathered(recipe: Recipe, display: Display) -> Material:
     material = gather(recipe, parse_bytes(recipe.memory.budget, "memory.budget"))
     display.note(f"{material}\n")
@@ -200,7 +209,7 @@ def _train(place: Path, recipe: Recipe, material: Material) -> Run:
             prompts=prompts,
             folder=place,
             data_seal=material.data_seal(),
-            resume_command=shlex.join(["whippet", "finetune", str(place / folder.RECIPE)]),
+            resume_command=_resume_command(place),
             trackers=trackers,
         )
         training = Training(job, Display(material.plan.steps))
@@ -225,6 +234,24 @@ def _finish(place: Path, recipe: Recipe, material: Material, model: Model, secon
     result = finish.write_result(model, recipe, material.base_folder, place)
     finish.write_reports(model, recipe, material.base_folder, place)
     write_json(place / SUMMARY, _summary(place, result, seconds))
+
+
+@contextlib.contextmanager
+def _stoppable(place: Path, wanted: Recipe) -> Iterator[None]:
+    """A signal that does not wait for a step's end (in preparation, load and results, or the second one) is told as
+    the loop tells of others: in one line, with the command to go on."""
+    try:
+        with terminable():
+            yield
+    except (KeyboardInterrupt, Terminated) as stop:
+        number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
+        if not (place / folder.RECIPE).is_file():
+            told = "stopped before anything was written"
+        elif read_recipe(place / folder.RECIPE) != wanted:
+            told = f"stopped; the run in {place} is as it was"
+        else:
+            told = f"stopped. Go on with: {_resume_command(place)}"
+        raise Stopped(f"{number.name}: {told}", number) from stop
 
 
 @contextlib.contextmanager

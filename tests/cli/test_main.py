@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,12 +25,9 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("arguments", [["finetun", "m", "d"], ["finetune", "--nope"], []])
 def test_usage_errors_end_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    try:
-        code = main(arguments)
-    except SystemExit as end:
-        code = int(end.code or 0)
-    assert code == 2
-    assert capsys.readouterr().out == ""
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "usage: whippet" in err
 
 
 @pytest.mark.parametrize(
@@ -52,6 +51,60 @@ def test_errors_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "m", "d", "--set", "lora.rank=3", "--json"]) == 2
     error = json.loads(capsys.readouterr().out)["error"]
     assert error["exit"] == 2 and error["type"] == "UsageError" and "lora.r" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["finetune", "--json"], "required: MODEL|RECIPE.toml"),
+        (["generate", "m", "--json", "--prompt", "x", "--top-k", "many"], "--top-k: invalid int value: 'many'"),
+        (["data", "show", "--js", "f", "--format", "odd"], "--format: invalid choice: 'odd'"),
+        (["finetun", "m", "--json"], "invalid choice: 'finetun'"),
+    ],
+)
+def test_mistaken_arguments_as_json(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    error = json.loads(out)["error"]
+    assert error["exit"] == 2 and error["type"] == "UsageError" and said in error["message"]
+    assert err.startswith("usage: whippet ") and err.endswith(f"\nwhippet: {error['message']}\n")
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE"), ("", "")])
+def test_waiting_threads_do_not_spin_unless_asked_to(before: str | None, after: str) -> None:
+    """Set when torch is not there yet, since it is read once; and in nobody's process but the command line's."""
+    code = """
+import builtins, os, sys
+import whippet, whippet.cli.main as cli
+assert os.environ.get("OMP_WAIT_POLICY") == BEFORE
+real, seen = builtins.__import__, []
+def watched(name, *rest, **named):
+    if name == "torch" and not seen:
+        seen.append(os.environ["OMP_WAIT_POLICY"])
+    return real(name, *rest, **named)
+builtins.__import__ = watched
+assert cli.main(["plan", "no-such-folder", "no-such-file"]) != 0
+assert seen == [AFTER], seen
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    environment |= {} if before is None else {"OMP_WAIT_POLICY": before}
+    code = code.replace("BEFORE", repr(before)).replace("AFTER", repr(after))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_has_a_last_word(
+    number: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a verb that knows nothing of signals; and who called ``main`` gets the handlers back."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("whippet.cli.plan.run", lambda args: signal.raise_signal(number))
+    assert main(["plan", "m", "d"]) == code
+    assert capsys.readouterr() == ("", "whippet: stopped\n")
+    assert main(["plan", "m", "d", "--json"]) == code
+    assert json.loads(capsys.readouterr().out) == {"error": {"type": "Stopped", "message": "stopped", "exit": code}}
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_mistyped_key_is_answered_before_torch_is_loaded() -> None:

@@ -120,11 +120,17 @@ def test_damage_falls_back_and_says_so(tmp_path: Path, name: str, damage: str) -
     assert same(checkpoint.load(tmp_path / "step-000008"), made(8))
 
 
-def test_no_whole_checkpoint_is_an_error(tmp_path: Path) -> None:
-    path = checkpoint.save(tmp_path, made(4), keep=2)
-    (path / checkpoint.WEIGHTS).write_bytes(b"")
-    with pytest.raises(CorruptCheckpoint, match="none of the 1 checkpoints"):
-        checkpoint.newest(tmp_path, lambda text: None)
+@pytest.mark.parametrize("count", [1, 3])
+def test_no_whole_checkpoint_is_an_error(tmp_path: Path, count: int) -> None:
+    """Nobody is told of a fall back where there is nothing to fall back to."""
+    for step in range(1, count + 1):
+        path = checkpoint.save(tmp_path, made(step), keep=count)
+        (path / checkpoint.WEIGHTS).write_bytes(b"")
+    said: list[str] = []
+    whole = "there is no other" if count == 1 else "none of the 3 checkpoints can be read"
+    with pytest.raises(CorruptCheckpoint, match=rf"step-000001/weights\.safetensors: .*; {whole}\. Choose"):
+        checkpoint.newest(tmp_path, said.append)
+    assert len(said) == count - 1 and all("falling back" in text for text in said)
     assert checkpoint.newest(tmp_path / "absent", lambda text: None) is None
 
 
@@ -145,10 +151,13 @@ def test_what_is_not_finite_is_never_written(tmp_path: Path, bad: float, kind: s
     tensors[name] = tensors[name].clone()
     tensors[name].view(-1)[3] = bad
     both = {"weights": broken.weights, "optimizer": broken.optimizer, kind: tensors}
-    with pytest.raises(WhippetError, match=r"layers\.0\.q\.a") as caught:
+    with pytest.raises(WhippetError, match=r"layers\.0\.q\.a.*; the checkpoint of step 1 is intact\.") as caught:
         checkpoint.save(tmp_path, Checkpoint(2, both["weights"], both["optimizer"], {}), keep=1)
     assert caught.value.exit_code == 1
     assert [p.name for p in tmp_path.iterdir()] == ["step-000001"]
+    with pytest.raises(WhippetError, match=r"layers\.0\.q\.a.*; there is no earlier checkpoint\."):
+        checkpoint.save(tmp_path / "none", Checkpoint(2, both["weights"], both["optimizer"], {}), keep=1)
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("call", range(10))

@@ -25,6 +25,8 @@ from whippet.chat.tools import parse_reply
 from whippet.errors import DataError, ModelError, UsageError
 
 BOS_LINE = "{{- bos_token }}\n"
+PLAINEST = Conversation((Message("user", "a"), Message("assistant", "b")))
+"""A chat whose rendering shows what the template does by itself."""
 
 
 class Author(IntEnum):
@@ -173,8 +175,7 @@ class Renderer:
         return self.template
 
     def _check_bos(self, ids: Sequence[int]) -> None:
-        bos = self.tokenizer.bos_id
-        if bos is not None and list(ids[:2]) == [bos, bos]:
+        if _doubles_bos(self.tokenizer, ids):
             raise DataError(
                 f"the text begins with two {self.tokenizer.bos_token!r}: the template writes one and so does the first "
                 "message; take it out of the data"
@@ -184,7 +185,8 @@ class Renderer:
 def make_renderer(tokenizer: Tokenizer, template: str | None) -> Renderer:
     """A renderer with the checkpoint's own template (``template`` None), one of ours by name, or a ``.jinja`` file.
 
-    Ours write BOS only for a tokenizer that puts it before texts itself.
+    Ours write BOS only for a tokenizer that puts it before texts itself. Raises UsageError or ModelError for a template
+    that cannot be found, read or used, whatever the data.
     """
     if template is None:
         source, name = tokenizer.chat_template, "of the checkpoint"
@@ -196,7 +198,30 @@ def make_renderer(tokenizer: Tokenizer, template: str | None) -> Renderer:
     if source is None:
         return Renderer(tokenizer, None)
     bos, eos = tokenizer.bos_token or "", tokenizer.eos_token or ""
-    return Renderer(tokenizer, ChatTemplate(source, name=name, bos_token=bos, eos_token=eos))
+    made = ChatTemplate(source, name=name, bos_token=bos, eos_token=eos)
+    _check_template(made, tokenizer)
+    return Renderer(tokenizer, made)
+
+
+def _check_template(template: ChatTemplate, tokenizer: Tokenizer) -> None:
+    """Raise ModelError for what is the template's own fault: else each record of the data would be blamed for it.
+
+    One that refuses the plainest chat passes, since it may still take what the data hold.
+    """
+    try:
+        ids = tokenizer.encode(template.render(PLAINEST))
+    except DataError:
+        return
+    if _doubles_bos(tokenizer, ids):
+        raise ModelError(
+            f"chat template {template.name} begins every chat with two {tokenizer.bos_token!r}, wanted one: take one "
+            "out of a copy of it, and choose that with --template FILE.jinja or --set data.template=FILE.jinja"
+        )
+
+
+def _doubles_bos(tokenizer: Tokenizer, ids: Sequence[int]) -> bool:
+    bos = tokenizer.bos_id
+    return bos is not None and list(ids[:2]) == [bos, bos]
 
 
 def _read_template(path: Path) -> str:

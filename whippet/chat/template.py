@@ -92,14 +92,16 @@ class ChatTemplate:
                 parts.append(part)
                 sandbox.emitted(len(part))
             text = sandbox.budget.join(parts)
+            _check_characters(text)
         except SecurityError as error:
             raise ModelError(f"chat template {self.name} was stopped: {error}") from error
         except TemplateError as error:
             raise DataError(f"chat template {self.name} cannot render this conversation: {str(error)[:500]}") from error
+        except (OverflowError, RuntimeError, MemoryError) as error:
+            # A range that is too long, a recursion that is too deep: no conversation that fits asks for that.
+            raise ModelError(f"chat template {self.name} was stopped: {_line(error)}") from error
         except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise DataError(f"chat template {self.name} fails on this conversation: {_line(error)}") from error
-        except (RuntimeError, MemoryError) as error:
-            raise ModelError(f"chat template {self.name} was stopped: {_line(error)}") from error
         spans = [(start, start + len(held)) for start, held in sandbox.marks if text.startswith(held, start)]
         return Rendered(text, tuple(spans))
 
@@ -133,6 +135,14 @@ def _compile(source: str, name: str) -> jinja2.Template:
         raise ModelError(f"chat template {name} is refused: {error}") from error
     except (AssertionError, SyntaxError, RecursionError, MemoryError, OverflowError, ValueError, TypeError) as error:
         raise ModelError(f"chat template {name} cannot be compiled: {_line(error)}") from error
+
+
+def _check_characters(text: str) -> None:
+    """Conversations hold none, but a template can write half of a UTF-16 pair as an escape; nothing can encode that."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise SecurityError(f"it writes {error.object[error.start]!r}, half of a UTF-16 pair") from error
 
 
 def _has_marks(source: str) -> bool:

@@ -12,14 +12,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from whippet.errors import DataError, ModelError
+from whippet.errors import DataError, UsageError
 from whippet.options import DataFormat, DataOptions, Source, TrainOn
 
 if TYPE_CHECKING:
     from whippet.chat.render import Renderer
 
 TINY = Path(__file__).resolve().parents[1] / "assets" / "tiny"
-TOKENIZER_FILES = ["tokenizer*.json", "special_tokens_map.json", "*config.json", "*.jinja"]
 COUNT = 3
 
 
@@ -54,7 +53,7 @@ def check_records(args: argparse.Namespace) -> int:
     data = DataOptions(sources=_sources(args), format=args.format, train_on=args.train_on)
     longest = args.max_length if args.max_length is not None else min(data.max_length, _context(args, folder))
     if longest < 2:
-        raise DataError(f"--max-length {longest}: must be 2 or more")
+        raise UsageError(f"--max-length {longest}: must be 2 or more")
     report = examine(data, renderer, max_length=longest, seed=0, on_progress=_tell_progress).report
     if sys.stderr.isatty():
         print(f"\r{'':<40}\r", end="", file=sys.stderr)
@@ -71,6 +70,8 @@ def show_records(args: argparse.Namespace) -> int:
     from whippet.data.examples import Maker, Problem, rows_of
     from whippet.data.sources import find
 
+    if args.count < 1:
+        raise UsageError(f"--count {args.count}: must be 1 or more")
     _, renderer = _open(args)
     maker = Maker(renderer, args.train_on, DataOptions().max_length)
     shown = bad = 0
@@ -105,19 +106,12 @@ def _open(args: argparse.Namespace) -> tuple[Path, Renderer]:
     found = locate(args.model if args.model is not None else TINY, revision=args.revision)
     folder = Path(found.base).expanduser()
     if not folder.is_dir():
-        folder = _download(found.base, found.revision)
+        # Imported here, for it brings torch, which no model that is here already needs.
+        from whippet.weights.load import resolve_model
+
+        folder = resolve_model(found.base, found.revision, weights=False)
     template = args.template if args.template is not None else found.template
     return folder, make_renderer(Tokenizer.load(folder), template)
-
-
-def _download(hub_id: str, revision: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=TOKENIZER_FILES))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ModelError(f"{hub_id}: no such folder, and not to be had from the hub: {reason}") from error
 
 
 def _context(args: argparse.Namespace, folder: Path) -> int:

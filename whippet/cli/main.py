@@ -12,9 +12,11 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import whippet
-from whippet.errors import WhippetError
+from whippet.errors import UsageError, WhippetError
+from whippet.train.signals import Terminated, terminable
 
 VERBS = {
     "demo": "watch a small model learn, here and now",
@@ -27,32 +29,50 @@ VERBS = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse's, whose errors go the way of all others: one line, and JSON where that was asked for."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        raise UsageError(message)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    verb = next((word for word in arguments if not word.startswith("-")), None)
-    parser = _parser(verb)
-    args = parser.parse_args(arguments)
-    if args.verb is None:
-        parser.print_help(sys.stderr)
-        return 2
-    module = importlib.import_module(f"whippet.cli.{args.verb}")
+    # Torch's threads would spin where they wait for each other, which on a machine that does something else too takes
+    # the core from the very thread that they wait for: small steps then take several times as long. It is read when
+    # torch is loaded, so it must stand before; whoever has set it knows better.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # Looked for by hand: an error of the arguments must know it too. Like argparse it may be cut short.
+    as_json = any(len(word) > 2 and "--json".startswith(word) for word in words)
     try:
-        return int(module.run(args))
+        with terminable():
+            return _run(words)
     except WhippetError as error:
-        _report(error, getattr(args, "json", False))
+        _report(type(error).__name__, str(error), error.exit_code, as_json)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("whippet: stopped", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, Terminated) as stop:
+        code = 143 if isinstance(stop, Terminated) else 130
+        _report("Stopped", "stopped", code, as_json)
+        return code
     except BrokenPipeError:
         # The reader (head, less) has gone: point stdout at nothing, so that Python's own flush at exit stays quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 
 
+def _run(words: Sequence[str]) -> int:
+    parser = _parser(next((word for word in words if not word.startswith("-")), None))
+    args = parser.parse_args(words)
+    if args.verb is None:
+        parser.print_help(sys.stderr)
+        return 2
+    return int(importlib.import_module(f"whippet.cli.{args.verb}").run(args))
+
+
 def _parser(verb: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="whippet",
         description="Fine-tune, run and ship open language models on the machine that you have.",
         epilog="Start with: whippet demo",
@@ -66,10 +86,10 @@ def _parser(verb: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def _report(error: WhippetError, as_json: bool) -> None:
+def _report(kind: str, message: str, code: int, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"error": {"type": type(error).__name__, "message": str(error), "exit": error.exit_code}}))
-    print(f"whippet: {error}", file=sys.stderr)
+        print(json.dumps({"error": {"type": kind, "message": message, "exit": code}}))
+    print(f"whippet: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
 
     Raises WhippetError, with everything that was there still there, if a tensor is not finite or the disk fails.
     """
-    _check_finite(checkpoint)
+    _check_finite(folder, checkpoint)
     final = folder / f"step-{checkpoint.step:06d}"
     aside = folder / f"{ASIDE}{final.name}"
     try:
@@ -84,14 +84,14 @@ def newest(folder: Path, tell: Callable[[str], None]) -> Checkpoint | None:
     Raises CorruptCheckpoint if there are checkpoints and not one of them is whole.
     """
     found = steps(folder)
-    for step in reversed(found):
-        path = folder / f"step-{step:06d}"
+    for older, step in reversed([*enumerate(found)]):
         try:
-            return load(path)
+            return load(folder / f"step-{step:06d}")
         except (CorruptCheckpoint, ModelError) as error:
+            if not older:
+                told = f"none of the {len(found)} checkpoints can be read" if len(found) > 1 else "there is no other"
+                raise CorruptCheckpoint(f"{error}; {told}. Choose another --out") from error
             tell(f"{error}; falling back to the checkpoint before it")
-    if found:
-        raise CorruptCheckpoint(f"{folder}: none of the {len(found)} checkpoints can be read; choose another --out")
     return None
 
 
@@ -136,13 +136,13 @@ def nbytes(checkpoint_tensors: Mapping[str, Tensor]) -> int:
     return sum(tensor.nbytes for tensor in checkpoint_tensors.values())
 
 
-def _check_finite(checkpoint: Checkpoint) -> None:
+def _check_finite(folder: Path, checkpoint: Checkpoint) -> None:
     for kind, tensors in (("weight", checkpoint.weights), ("optimiser state", checkpoint.optimizer)):
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise WhippetError(
                     f"step {checkpoint.step}: the {kind} {name} holds NaN or infinity, so no checkpoint was written; "
-                    "the one before it is intact. Lower train.learning_rate, or set train.clip"
+                    f"{_what_is_left(folder)}. Lower train.learning_rate, or set train.clip"
                 )
 
 
@@ -187,9 +187,13 @@ def _remove(path: Path) -> None:
 def _disk_failed(folder: Path, checkpoint: Checkpoint, error: Exception) -> WhippetError:
     needed = nbytes(checkpoint.weights) + nbytes(checkpoint.optimizer) + SIDE_BYTES
     free = shutil.disk_usage(folder if folder.is_dir() else folder.parent).free
-    left = steps(folder)
-    kept = f"the checkpoint of step {left[-1]} is intact" if left else "there is no earlier checkpoint"
     return WhippetError(
         f"{folder}: the checkpoint of step {checkpoint.step} could not be written: {error}. It needs {size(needed)} "
-        f"({needed:,} bytes) and {size(free)} ({free:,} bytes) are free; {kept}. Make room and run the same command"
+        f"({needed:,} bytes) and {size(free)} ({free:,} bytes) are free; "
+        f"{_what_is_left(folder)}. Make room and run the same command"
     )
+
+
+def _what_is_left(folder: Path) -> str:
+    left = steps(folder)
+    return f"the checkpoint of step {left[-1]} is intact" if left else "there is no earlier checkpoint"

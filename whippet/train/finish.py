@@ -99,11 +99,15 @@ def _write_configs(model: Model, base_folder: Path, folder: Path, pad_token: str
 
 
 def _whole(folder: Path, write: Callable[[Path], None]) -> Path:
-    """Let ``write`` fill a folder aside, then put it in the place of ``folder``."""
+    """Let ``write`` fill a folder aside, then put it in the place of ``folder``. After a failure nothing is aside."""
     aside = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
-    write(aside)
+    try:
+        write(aside)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
     sync_folder(folder.parent)

@@ -8,7 +8,8 @@ or gradient is not finite, nothing moves and the place is named.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -59,11 +60,16 @@ class Learnt:
     """The micro-batch in which that was seen, if it was seen in one."""
 
 
-def quiet_collector() -> None:
-    """What was made before the first step lives as long as the run: Python's collector need not look at it again, which
-    would hold up a step for tens of milliseconds now and then."""
+@contextmanager
+def quiet_collector() -> Iterator[None]:
+    """What was made before lives as long as this does: Python's collector need not look at it again, which would hold
+    up a step for tens of milliseconds now and then."""
     gc.collect()
     gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class Learner:

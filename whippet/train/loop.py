@@ -19,7 +19,7 @@ from whippet.train import checkpoint, nonfinite, speed
 from whippet.train.checkpoint import Checkpoint
 from whippet.train.evaluate import evaluate, sample
 from whippet.train.job import Job, Progress, Stopped, step_seed
-from whippet.train.learner import Learner, Learnt, Limits
+from whippet.train.learner import Learner, Learnt, Limits, quiet_collector
 from whippet.train.micro import joined
 from whippet.train.optim import (
     learning_rate,
@@ -77,19 +77,35 @@ class Training:
         self.display.note(f"going on after step {step:,} of {self.total:,}")
 
     def run(self) -> None:
-        """Train to the last step. Raises Stopped after a signal, WhippetError if the numbers or the disk give up."""
+        """Train to the last step. Raises Stopped after a signal, WhippetError if the numbers or the disk give up, or
+        if the run would end in steps that were not finite."""
         epochs = self.options.epochs if not self.options.max_steps else None
         steps = self.job.batches.steps(self.done.position, epochs)
-        with Interrupts() as interrupts, self.display:
+        with Interrupts() as interrupts, self.display, quiet_collector():
             while True:
                 if interrupts.signal is not None:
                     self._stop(interrupts.name, interrupts.signal)
                 self._look()
                 if self.done.step >= self.total:
-                    return
+                    return self._check_end()
                 self._take(next(steps))
                 if self._due(self._save_every()) or self.done.step >= self.total:
                     self._save()
+
+    def _check_end(self) -> None:
+        """Raise WhippetError if the last steps were not finite: a run that ends so is no success."""
+        bad = self.done.bad_in_a_row
+        if not bad:
+            return
+        if bad >= self.done.step:
+            told, remedy = "not one step was finite", "look at them, and at the weights of the model"
+        else:
+            told = f"the last {bad} steps were not finite" if bad > 1 else "the last step was not finite"
+            remedy = "look at them, or raise train.max_steps (or train.epochs) to go on from before them"
+        raise WhippetError(
+            f"step {self.done.step:,} of {self.total:,}: {told}, so the run is no success. Their rows are in "
+            f"{self.job.folder / BAD_STEPS}: {remedy}"
+        )
 
     def _take(self, step: Step) -> None:
         """One step of data: learn from it and log it."""

@@ -1,4 +1,4 @@
-"""Everything before the first weight is read: checkpoint found, template and data checked, plan made.
+"""Everything before the first weight is read: checkpoint found and its headers, template and data checked, plan made.
 
 Comes in: a recipe. Goes out: ``Material``. Nothing is written, so a fault of model, data or plan leaves no trace.
 """
@@ -30,7 +30,8 @@ from whippet.options import Recipe, Source
 from whippet.report.figures import size
 from whippet.train.optim import check_optimizer
 from whippet.train.plan import DataFacts, Plan, budget_bytes, choose_tokens_per_step, existing, make_plan
-from whippet.weights.load import choose_compute, choose_device, read_config, resolve_model
+from whippet.weights.hf import weights_are_here
+from whippet.weights.load import choose_compute, choose_device, open_checkpoint, read_config, resolve_model
 
 EXTRAS = {"tensorboard": "track", "wandb": "wandb", "trackio": "trackio"}
 PROMPTS_LOOKED_AT = 100
@@ -97,15 +98,18 @@ def settle(recipe: Recipe) -> Recipe:
     )
 
 
-def gather(recipe: Recipe, budget: int | None) -> Material:
+def gather(recipe: Recipe, budget: int | None, *, weights: bool = True) -> Material:
     """Find, check and count everything that ``recipe`` (settled) names; ``budget`` in bytes, None for what is free.
 
-    Raises UsageError, ModelError, DataError or MissingExtra for whatever a run would fail over.
+    ``weights=False`` does not fetch those of a hub id, and checks them only if they are here already. Raises
+    UsageError, ModelError, DataError or MissingExtra for whatever a run would fail over.
     """
     _check_extras(recipe)
     device = choose_device(recipe.model.device)
-    folder = resolve_model(recipe.model.path, recipe.model.revision)
+    folder = resolve_model(recipe.model.path, recipe.model.revision, weights=weights)
     config, quantised = read_config(folder)
+    if weights or Path(recipe.model.path).is_dir() or weights_are_here(folder):
+        open_checkpoint(folder, config).close()
     if quantised and recipe.model.base != "nf4":
         raise ModelError(f'{folder}: the checkpoint is 4 bit; wanted model.base = "nf4", not "{recipe.model.base}"')
     tokenizer = Tokenizer.load(folder)
@@ -133,6 +137,7 @@ def gather(recipe: Recipe, budget: int | None) -> Material:
         device=device,
         compute=choose_compute(recipe.model.compute, recipe.model.base, device),
         out=Path(recipe.out),
+        tokenizer_bytes=tokenizer.num_bytes,
     )
     return Material(folder, tokenizer, renderer, prepared, batches, eval_batches, plan, device)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from whippet.chat.tokenizer import Tokenizer
 from whippet.data.batches import IGNORED, Batch
+from whippet.lora import adapter_parameters
 from whippet.model.decoder import Decoder
 
 
@@ -29,9 +30,11 @@ def bad_gradient(parameters: Mapping[str, nn.Parameter]) -> str | None:
 @torch.no_grad()
 def bad_output(decoder: Decoder, batch: Batch) -> str:
     """The first weight that is not finite, or the first module whose output is not, or else the loss itself."""
+    # A factor is called here as it is in checkpoints and gradients, not by its place in the modules.
+    factors = {id(factor): name for name, factor in adapter_parameters(decoder).items()}
     for name, parameter in decoder.named_parameters():
         if parameter.is_floating_point() and not is_finite(parameter):
-            return f"weight {name}"
+            return f"weight {factors.get(id(parameter), name)}"
     found: list[str] = []
 
     def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:

@@ -143,8 +143,10 @@ def make_plan(
     device: torch.device,
     compute: torch.dtype,
     out: Path,
+    tokenizer_bytes: int = 0,
 ) -> Plan:
-    """Choose micro-batches and recomputation within ``budget`` bytes and predict the rest.
+    """Choose micro-batches and recomputation within ``budget`` bytes and predict the rest. ``tokenizer_bytes``: of the
+    tokenizer's files, which lie beside what was trained.
 
     ``recipe.model.base`` must be resolved. Raises UsageError if nothing fits, naming what would.
     """
@@ -191,8 +193,13 @@ def make_plan(
         host_bytes=host,
         checkpoint_bytes=saved,
         kept=recipe.train.keep,
-        # One more checkpoint than is kept, while a new one is written; and what the run leaves.
-        disk_bytes=(recipe.train.keep + 1) * saved + 4 * work.trained + LINE_BYTES * steps + REPORT_BYTES,
+        # One more checkpoint than is kept, while a new one is written; and what the run leaves, which is there twice
+        # for a moment when a finished run was gone on with.
+        disk_bytes=(recipe.train.keep + 1) * saved
+        + 4 * work.trained
+        + 2 * tokenizer_bytes
+        + LINE_BYTES * steps
+        + REPORT_BYTES,
         disk_free_bytes=shutil.disk_usage(existing(out)).free,
         flops_per_step=flops,
         step_seconds=flops / speed.expected_flops(device, compute) + idle,
