@@ -48,7 +48,7 @@ def main() -> None:
         "command": "python " + " ".join(command),
         "commit": args.commit,
         "date": datetime.date.today().isoformat(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
         "versions": {"whippet": whippet.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "steps": len(steps),
         "tokens_per_step": statistics.median(r["tokens"] for r in steps),
