@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .PHONY: help demo install test test-long test-gpu check format clean
 
 help:
-	@echo "make demo       install, then watch a small model learn (about two minutes)"
+	@echo "make demo       install, then watch a small model learn (about a minute)"
 	@echo "make install    install whippet into $(VENV)"
 	@echo "make test       install everything, run the tests"
 	@echo "make check      format, lint, types, import directions"

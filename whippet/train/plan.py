@@ -18,6 +18,7 @@ import torch
 
 from whippet.errors import UsageError
 from whippet.infer.dense import free_bytes
+from whippet.kernels.attention import backend
 from whippet.model.config import ModelConfig
 from whippet.model.size import layer_matrix_parameters, optimizer_bytes, parameters
 from whippet.options import Recipe
@@ -59,6 +60,8 @@ class Plan:
     base: str
     compute: str
     device: str
+    attention: str
+    """Who computes attention (``kernels/attention.py``)."""
     num_parameters: int
     num_trained: int
     method: str
@@ -97,7 +100,7 @@ class Plan:
         share = percent(self.num_trained / self.num_parameters)
         how = "every weight" if self.method == "full" else f"an adapter of {count(self.num_trained)} ({share})"
         yield "model", f"{self.family}, {count(self.num_parameters)} parameters, {self.base}, compute {self.compute}"
-        yield "", f"on {self.device}; trains {how}"
+        yield "", f"on {self.device} with {self.attention}; trains {how}"
         yield "data", f"{data.num_examples:,} examples, {data.num_tokens:,} tokens an epoch, "
         yield "", f"{percent(data.num_trained / data.num_tokens)} trained; the longest has {data.longest:,} tokens"
         yield "steps", f"{self.steps:,} of about {self.tokens_per_step:,} tokens ({self.epochs:.3g} epochs)"
@@ -177,6 +180,7 @@ def make_plan(
         base=recipe.model.base,
         compute=str(compute).removeprefix("torch."),
         device=str(device),
+        attention=backend(device, compute, config.head_dim),
         num_parameters=parameters(config),
         num_trained=work.trained,
         method=recipe.train.method,
