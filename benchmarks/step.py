@@ -10,8 +10,11 @@ peers' benchmark. Prints the median step of --steps after --warmup, tokens/s and
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
+import platform
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,9 +24,12 @@ import torch
 from random_checkpoint import SHAPES, SHARED
 from torch import nn
 
+import whippet
 from whippet import lora
 from whippet.data.batches import DataPosition, Step, make_batch
 from whippet.data.weigh import Weighed
+from whippet.kernels import triton_jit
+from whippet.kernels.attention import backend
 from whippet.kernels.nf4 import join_rows, quantize_nf4
 from whippet.model.config import ModelConfig
 from whippet.model.decoder import Decoder
@@ -105,6 +111,12 @@ def main() -> None:
             times.append(time.perf_counter() - start)
     usual = statistics.median(times[args.warmup :])
     result: dict[str, Any] = {
+        "command": "python " + " ".join(sys.argv), "commit": args.commit, "date": datetime.date.today().isoformat(),
+        "versions": {
+            "whippet": whippet.__version__, "torch": torch.__version__, "python": platform.python_version(),
+            "triton": getattr(triton_jit.triton, "__version__", ""),
+        },
+        "attention": backend(decoder.device, decoder.compute_dtype, config.head_dim),
         "who": "whippet", "shape": args.shape, "base": args.base, "docs": args.docs, "length": args.length,
         "rank": args.rank, "limits": learner.limits.as_dict(), "tok_s": round(tokens / usual),
         "step_s": round(usual, 4), "min_s": round(min(times[args.warmup :]), 4),
@@ -112,7 +124,7 @@ def main() -> None:
         "peak_gib": round(torch.cuda.max_memory_allocated() / GIB, 2),
         "planned_gib": round(peak_bytes(work, learner.limits) / GIB, 2),
         "reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 2), "loss": round(learnt.loss, 4),
-        "device": torch.cuda.get_device_name(), "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(),
     }  # fmt: skip
     print(json.dumps(result), flush=True)
     if args.result:
@@ -154,6 +166,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--result", type=Path)
+    parser.add_argument("--commit", default="")
     return parser.parse_args()
 
 
