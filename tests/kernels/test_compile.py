@@ -48,7 +48,8 @@ KERNELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "linear_cross_entropy": (
         linear_cross_entropy._rows_kernel,
         {"logits_ptr": "*fp32", "labels_ptr": "*i64", "weights_ptr": "*fp32", "logprobs_ptr": "*fp32",
-         "hits_ptr": "*i8", "dlogits_ptr": "*h", "num_columns": "i32", "GRADIENT": True, "BLOCK": linear_cross_entropy.BLOCK},
+         "hits_ptr": "*i8", "dlogits_ptr": "*h", "num_columns": "i32", "GRADIENT": True,
+         "BLOCK": linear_cross_entropy.BLOCK},
     ),
     "nf4, plain": (
         nf4._dequantize_kernel,
