@@ -12,7 +12,7 @@ GROUND = {"errors", "paths", "options"}
 FLOORS = {
     "chat": 0, "kernels": 0, "report": 0, "data": 1, "model": 1, "lora": 2, "distributed": 2, "weights": 3,
     "infer": 4, "verify": 4, "train": 5, "guard": 5, "evaluate": 5, "export": 5, "recipe": 6, "serve": 6, "run": 7,
-    "demo": 8, "studio": 8, "cli": 9, "__main__": 10, "__init__": 10,
+    "bench": 8, "demo": 8, "studio": 8, "cli": 9, "__main__": 10, "__init__": 10,
 }  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -26,6 +26,7 @@ VERBS = {
     "chat": "talk to a model or a run",
     "generate": "continue a text or answer messages",
     "export": "write a run or model for other programs",
+    "bench": "measure how fast this machine trains",
 }
 
 
