@@ -70,27 +70,36 @@ def test_mistaken_arguments_as_json(arguments: list[str], said: str, capsys: pyt
     assert err.startswith("usage: whippet ") and err.endswith(f"\nwhippet: {error['message']}\n")
 
 
-@pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE"), ("", "")])
-def test_waiting_threads_do_not_spin_unless_asked_to(before: str | None, after: str) -> None:
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ([None, None], ["PASSIVE", "1000"]),
+        ([None, "7"], ["PASSIVE", "7"]),
+        (["ACTIVE", None], ["ACTIVE", None]),
+        (["", None], ["", None]),
+    ],
+)
+def test_waiting_threads_sleep_unless_told_otherwise(before: list[str | None], after: list[str | None]) -> None:
     """Set when torch is not there yet, since it is read once; and in nobody's process but the command line's."""
     code = """
-import builtins, os, sys
+import builtins, json, os
 import whippet, whippet.cli.main as cli
-assert os.environ.get("OMP_WAIT_POLICY") == BEFORE
-real, seen = builtins.__import__, []
+now = lambda: [os.environ.get(name) for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")]
+real, seen = builtins.__import__, [now()]
 def watched(name, *rest, **named):
-    if name == "torch" and not seen:
-        seen.append(os.environ["OMP_WAIT_POLICY"])
+    if name == "torch" and len(seen) == 1:
+        seen.append(now())
     return real(name, *rest, **named)
 builtins.__import__ = watched
 assert cli.main(["plan", "no-such-folder", "no-such-file"]) != 0
-assert seen == [AFTER], seen
+print(json.dumps(seen))
 """
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
-    environment |= {} if before is None else {"OMP_WAIT_POLICY": before}
-    code = code.replace("BEFORE", repr(before)).replace("AFTER", repr(after))
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {key: value for key, value in os.environ.items() if key not in names}
+    environment |= {name: value for name, value in zip(names, before, strict=True) if value is not None}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [before, after]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
