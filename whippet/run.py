@@ -262,8 +262,8 @@ def _disk_failures(place: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         free = shutil.disk_usage(existing(place)).free
         raise WhippetError(
-            f"{place}: cannot be written: {error} ({free:,} bytes are free). The last complete checkpoint is intact: "
-            "make room and run the same command"
+            f"{place}: cannot be written: {error} ({free:,} bytes are free). What was complete is intact: make room "
+            "and run the same command"
         ) from error
 
 
