@@ -16,6 +16,7 @@ from tiny_world import training_line
 from whippet import demo as story
 from whippet.cli import demo as command
 from whippet.errors import WhippetError
+from whippet.recipe import read_recipe
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +106,10 @@ def test_the_demonstration_teaches(tmp_path: Path) -> None:
     assert result.before.share <= 0.02
     assert result.passed
     assert result.seconds < 180
+
+
+def test_the_recipe_file_holds_the_settings_of_the_demo() -> None:
+    recipe = read_recipe(Path(__file__).resolve().parents[1] / "recipes" / "tiny_qlora_cpu.toml")
+    for table, keys in story.RECIPE.items():
+        for key, wanted in keys.items():
+            assert getattr(getattr(recipe, table), key) == wanted, f"{table}.{key}"
