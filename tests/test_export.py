@@ -91,6 +91,16 @@ def test_a_4_bit_run_is_merged_onto_the_weights_that_it_was_trained_over(run: Pa
     assert (ours(run) - theirs(tmp_path / "out")).abs().max() < 1e-3
 
 
+def test_an_fp8_run_is_merged_onto_the_weights_that_it_was_trained_over(
+    made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run = write_run(tmp_path / "run", made[0], held="fp8")
+    report = export(run, "hf", tmp_path / "out", dtype="fp32", device="cpu")
+    assert report.merged_onto == "trained" and report.trained_base == "fp8" and report.passed
+    assert 0.01 < (report.bases_distance or 0) < 0.04
+    assert (ours(run) - theirs(tmp_path / "out")).abs().max() < 1e-3
+
+
 def test_onto_16_bit_is_the_unquantised_base_and_says_how_far_that_is(made: tuple[Path, Path], tmp_path: Path) -> None:
     base, run = made
     report = export(run, "hf", tmp_path / "out", dtype="fp32", merge_onto="16bit", device="cpu")

@@ -55,7 +55,7 @@ def test_merged_weight_is_base_plus_product(quantise: bool) -> None:
     options = LoraOptions(r=4, alpha=12, rslora=True, targets=("k_proj", "up_proj"))
     block = next(decoder.blocks())
     if quantise:
-        block.qkv.set_nf4(quantize_nf4(block.qkv.dense.detach()))
+        block.qkv.set_quantised(quantize_nf4(block.qkv.dense.detach()))
     lora.attach(decoder, options, seed=0)
     (name, adapter), *rest = block.qkv.adapter_items()
     assert (name, rest) == ("k_proj", [])

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from whippet import run as runs
 from whippet.cli.main import main
 from whippet.data.batches import Batch, Step
-from whippet.errors import WhippetError
+from whippet.errors import UsageError, WhippetError
 from whippet.model.decoder import Decoder
 from whippet.run import finetune
 from whippet.train import checkpoint
@@ -27,6 +27,24 @@ from whippet.train.learner import Learner, Learnt
 from whippet.train.micro import micro_batches
 from whippet.train.objectives import sft
 from whippet.weights.load import load_decoder
+
+
+def test_fp8_is_refused_in_one_line_where_nothing_computes_in_it(
+    tiny_checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(compute: str = "auto") -> str:
+        with pytest.raises(UsageError) as caught:
+            tables = settings(model={"base": "fp8", "compute": compute})
+            finetune(tiny_checkpoint, data, out=tmp_path / "run", **tables)
+        assert not (tmp_path / "run").exists() and "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "compute capability 9.0 (Hopper) or later, and the device is cpu; use" in refused()
+    monkeypatch.setattr("whippet.kernels.fp8.supported", lambda device: True)
+    assert 'needs model.compute = "bf16", met float32' in refused()
+    monkeypatch.setattr("whippet.kernels.fp8.ALIGNED", 128)
+    assert "multiples of 128, and q_proj is [64, 64]; use" in refused("bf16")
+
 
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 

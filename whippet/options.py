@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-Base = Literal["auto", "fp32", "bf16", "nf4"]
+Base = Literal["auto", "fp32", "bf16", "fp8", "nf4"]
 Compute = Literal["auto", "fp32", "bf16", "fp16"]
 TrainOn = Literal["assistant", "last", "all"]
 DataFormat = Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text"]
@@ -24,7 +24,8 @@ class ModelOptions:
     revision: str = "main"
     """Branch, tag or commit of a hub id."""
     base: Base = "auto"
-    """How the weights are held: ``fp32``, ``bf16`` or ``nf4`` (4 bit). ``auto`` is what the checkpoint has if it is
+    """How the weights are held: ``fp32``, ``bf16``, ``fp8`` (8 bit, and their products computed in 8 bit: the quickest
+    where memory allows it; NVIDIA GPUs from Hopper on) or ``nf4`` (4 bit). ``auto`` is what the checkpoint has if it is
     quantised, ``nf4`` for ``train.method = "lora"`` and ``fp32`` master weights for ``"full"``."""
     compute: Compute = "auto"
     """The dtype of activations and products. ``auto``: bf16 on a GPU that has it, else fp16; on the CPU the dtype of

@@ -11,6 +11,7 @@ from tolerance import assert_accurate
 from whippet import lora
 from whippet.kernels import frozen_linear, linear_cross_entropy, nf4, triton_jit
 from whippet.kernels.nf4 import dequantize_nf4, join_rows, quantize_nf4
+from whippet.model import park, projection
 from whippet.model.config import ModelConfig
 from whippet.model.decoder import Decoder
 from whippet.options import LoraOptions
@@ -56,6 +57,20 @@ def test_gated_linear(dtype: torch.dtype, quantised: bool) -> None:
 
 
 @dtypes
+@pytest.mark.parametrize("ranks", [(1,), (16,), (16, 8), (60, 40)], ids=str)
+def test_gated_linear_of_ranks(dtype: torch.dtype, ranks: tuple[int, ...]) -> None:
+    weight_NF = cases.random(48, 150, dtype=torch.float32, device="cpu", seed=5, grad=False)
+    cases.check_gated_linear(weight_NF, dtype, "cpu", 45, ranks)
+
+
+@dtypes
+@pytest.mark.parametrize("rank", [0, 1, 4, 16, 24, 100])
+@pytest.mark.parametrize(("tokens", "width"), [(1, 8), (45, 150), (64, 64)])
+def test_gated_backward(tokens: int, width: int, rank: int, dtype: torch.dtype) -> None:
+    cases.check_gated_backward(tokens, width, rank, dtype, "cpu")
+
+
+@dtypes
 @pytest.mark.parametrize(("rows", "vocabulary", "chunk_rows"), [(1, 63, 8), (7, 100, 3), (5, 431, 5)])
 @pytest.mark.parametrize("block", [64, 512])
 def test_linear_cross_entropy(
@@ -82,7 +97,8 @@ def test_frozen_linear_with_room(dtype: torch.dtype, halved: bool, monkeypatch: 
     if halved:
         monkeypatch.setattr(frozen_linear, "HALVED", 1)
     weight_NK = cases.random(512, 64, dtype=torch.float32, device="cpu", seed=5, grad=False)
-    assert frozen_linear.room_wanted(quantize_nf4(weight_NK), 16) == 16
+    wanted = {dtype: frozen_linear.room_wanted(quantize_nf4(weight_NK), 16, dtype) for dtype in cases.DTYPES}
+    assert wanted == {torch.float32: 0, torch.bfloat16: 16, torch.float16: 16}
     cases.check_frozen_linear(quantize_nf4(weight_NK), dtype, "cpu", room=True)
 
 
@@ -123,20 +139,28 @@ def test_a_whole_decoder_computes_as_it_does_in_torch(monkeypatch: pytest.Monkey
     tokens = torch.randint(0, 97, (20,), generator=torch.Generator().manual_seed(1))
     borders = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
     positions = torch.cat([torch.arange(length) for length in lengths])
-    for usable, recompute, park in ((False, 0, 0), (True, 0, 0), (True, 2, 0), (True, 2, 2)):
+    monkeypatch.setattr(park, "LEAST_BYTES", 0)
+    # fp32 does without room; but only in fp32 are two ways so near to each other.
+    wanted = frozen_linear.room_wanted
+    monkeypatch.setattr(projection, "room_wanted", lambda weight, ranks, _: wanted(weight, ranks, torch.float16))
+    # recompute, park, halves, tile, entire
+    ways = [(0, 0, 0, 0, 0), (2, 0, 0, 0, 0), (2, 2, 0, 0, 0), (2, 2, 2, 0, 1), (2, 2, 1, 7, 0)]
+    for usable, way in [(False, ways[0]), *((True, way) for way in ways)]:
         monkeypatch.setattr(triton_jit, "usable", lambda x, usable=usable: usable)
         decoder = Decoder(config, device="cpu").requires_grad_(False)
         draw = torch.Generator().manual_seed(2)
         for name, parameter in list(decoder.named_parameters()):
             parameter.normal_(1.0 if "norm" in name else 0.0, 0.1, generator=draw)
-        for _, projection in decoder.projections():
-            projection.set_nf4(quantize_nf4(projection.dense))
+        for _, matrix in decoder.projections():
+            matrix.set_quantised(quantize_nf4(matrix.dense))
         lora.attach(decoder, LoraOptions(r=8), seed=0)
         factors = lora.adapter_parameters(decoder)
         for factor in factors.values():
             torch.nn.init.normal_(factor, std=0.1, generator=draw)
-        assert all(block.gate_up.room == 16 * usable and not block.down.room for block in decoder.blocks())
-        decoder.train().recompute, decoder.park = recompute, park
+        for block in decoder.blocks():
+            assert block.gate_up.room_for(torch.float32) == 16 * usable and not block.down.room_for(torch.float32)
+        decoder.train()
+        decoder.recompute, decoder.park, decoder.halves, decoder.tile, decoder.entire = way
         hidden = decoder(tokens, positions, borders, max(lengths))
         loss = linear_cross_entropy.linear_cross_entropy(
             hidden, decoder.head_weight, tokens, torch.ones(20), 9

@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from tolerance import check_op
+from tolerance import assert_accurate, check_op
 from torch import Tensor
 from torch.nn import functional
 
+from whippet.kernels import gated_linear as gated_linear_module
 from whippet.kernels.attention import naive_attention, packed_attention
 from whippet.kernels.frozen_linear import LoraPart, Stacked, frozen_linear, frozen_linear_reference
 from whippet.kernels.gated_linear import gated_linear, gated_linear_reference
@@ -53,6 +54,11 @@ def check_rms_norm(shape: tuple[int, int], dtype: torch.dtype, device: str, *, s
         lambda x, residual, weight: add_rms_norm(x, residual, weight, EPS),
         lambda x, residual, weight: (plain(x + residual, weight), x + residual),
         [x_TH, residual_TH, weight_H],
+    )
+    check_op(
+        lambda x, weight: add_rms_norm(x, None, weight, EPS),
+        lambda x, weight: (plain(x, weight), x + 0),
+        [x_TH, weight_H],
     )
 
 
@@ -138,12 +144,17 @@ def check_frozen_linear(
     check_op(op, plain, [x_TK, *factors, *inputs])
 
 
-def check_gated_linear(weight: NF4Tensor | Tensor, dtype: torch.dtype, device: str, rows: int = 63) -> None:
-    """Two parts over one projection, as no model has, but as the op allows."""
+def check_gated_linear(
+    weight: NF4Tensor | Tensor, dtype: torch.dtype, device: str, rows: int = 63, ranks: Sequence[int] = (4, 8)
+) -> None:
+    """One part over a projection, or two, as no model has, but as the op allows."""
     num_outputs, width = weight.shape
-    border = num_outputs // 3
+    borders = [0, num_outputs // 3, num_outputs] if len(ranks) == 2 else [0, num_outputs]
     gate_up_TF2 = random(rows, 2 * width, dtype=dtype, device=device, seed=0)
-    sizes = ((4, slice(0, border), 2.0), (8, slice(border, num_outputs), 0.5))
+    sizes = [
+        (rank, slice(start, stop), scale)
+        for rank, start, stop, scale in zip(ranks, borders, borders[1:], (2.0, 0.5), strict=False)
+    ]
     factors = [
         random(*shape, dtype=torch.float32, device=device, seed=seed)
         for seed, (rank, part, _) in enumerate(sizes)
@@ -163,6 +174,48 @@ def check_gated_linear(weight: NF4Tensor | Tensor, dtype: torch.dtype, device: s
         return gated_linear_reference(x, dense.to(dtype).to(x.dtype), None, parts(factors))
 
     check_op(op, plain, [gate_up_TF2, *factors])
+
+
+def within_nan(values: Tensor, more_columns: int = 3, more_rows: int = 40) -> tuple[Tensor, Tensor]:
+    """A copy that lies in the corner of a matrix of NaN, and where that is NaN."""
+    num_rows, width = values.shape
+    around = torch.full(
+        (num_rows + more_rows, width + more_columns), float("nan"), dtype=values.dtype, device=values.device
+    )
+    inside = around[:num_rows, :width]
+    inside.copy_(values)
+    return inside, around
+
+
+def assert_untouched(around: Tensor, num_rows: int, width: int) -> None:
+    """Nothing was written behind rows or below them."""
+    assert bool(around[num_rows:].isnan().all()) and bool(around[:, width:].isnan().all())
+
+
+def check_gated_backward(tokens: int, width: int, rank: int, dtype: torch.dtype, device: str) -> None:
+    """The pass that writes gradients over what it reads, with du · A (without for rank 0), NaN lying all around."""
+    shapes = ((tokens, width), (tokens, 2 * width), (tokens, rank), (rank, width))
+    values = [random(*shape, dtype=dtype, device=device, seed=seed, grad=False) for seed, shape in enumerate(shapes)]
+    wide = [value.double() for value in values]
+
+    def both(dhidden: Tensor, gate_up: Tensor, du: Tensor, a: Tensor) -> list[Tensor]:
+        dhidden = dhidden + du @ a if rank else dhidden
+        gate, up = (gate_up if gate_up.dtype == torch.float64 else gate_up.float()).chunk(2, dim=-1)
+        sigmoid = torch.sigmoid(gate)
+        gradients = dhidden * up * sigmoid * (1 + gate * (1 - sigmoid)), dhidden * gate * sigmoid
+        return [(gate * sigmoid * up).to(dhidden.dtype), torch.cat(gradients, 1).to(dhidden.dtype)]
+
+    dhidden, around_dhidden = within_nan(values[0], 0)
+    gate_up, around_gate_up = within_nan(values[1])
+    du, a = (within_nan(value, 5)[0] for value in values[2:])
+    if rank:
+        gated_linear_module.backward_triton(dhidden, gate_up, du, a)
+    else:
+        gated_linear_module.backward_triton(dhidden, gate_up)
+    for actual, plain, exact in zip((dhidden, gate_up), both(*values), both(*wide), strict=True):
+        assert_accurate(actual, plain, exact)
+    assert_untouched(around_dhidden, tokens, width)
+    assert_untouched(around_gate_up, tokens, 2 * width)
 
 
 def check_cross_entropy(rows: int, vocabulary: int, dtype: torch.dtype, device: str, chunk_rows: int) -> None:

@@ -68,6 +68,13 @@ def test_gated_linear(dtype: torch.dtype, quantised: bool) -> None:
 
 
 @dtypes
+@pytest.mark.parametrize("ranks", [(1,), (16,), (60, 40)], ids=str)
+def test_gated_linear_of_ranks(dtype: torch.dtype, ranks: tuple[int, ...]) -> None:
+    weight_NF = cases.random(48, 150, dtype=torch.float32, device="cpu", seed=5, grad=False)
+    cases.check_gated_linear(weight_NF, dtype, "cpu", 45, ranks)
+
+
+@dtypes
 @pytest.mark.parametrize(("rows", "vocabulary", "chunk_rows"), [(1, 63, 8), (63, 100, 16), (123, 431, 123)])
 def test_linear_cross_entropy(rows: int, vocabulary: int, chunk_rows: int, dtype: torch.dtype) -> None:
     cases.check_cross_entropy(rows, vocabulary, dtype, "cpu", chunk_rows)

@@ -4,6 +4,7 @@ for, counts and log-probabilities."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from tolerance import assert_accurate
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from whippet.kernels import frozen_linear as frozen_linear_module
 from whippet.kernels.attention import cached_attention, naive_attention, packed_attention
 from whippet.kernels.frozen_linear import LoraPart, Stacked, frozen_linear
 from whippet.kernels.gated_linear import gated_linear
@@ -167,6 +169,22 @@ def test_the_gradient_can_be_taken_twice() -> None:
     loss = linear_cross_entropy(hidden, head, torch.arange(20), torch.ones(20), 8).loss_sum * 0.25
     first, second = (torch.autograd.grad(loss, hidden, retain_graph=True)[0] for _ in range(2))
     assert torch.equal(first, second)
+
+
+def test_halves_of_the_outputs_are_given_what_adds_to_them() -> None:
+    """Also where a part lies in both, or a half has none."""
+    for borders in ([0, 2, 3, 5, 8], [0, 2, 4, 8], [0, 8], [5, 8]):
+        rows = [slice(*pair) for pair in pairwise(borders)]
+        parts = [
+            LoraPart(torch.randn(rank, 6), torch.randn(place.stop - place.start, rank), place, 1.0)
+            for rank, place in enumerate(rows, start=2)
+        ]
+        stacked = Stacked(parts, 8, torch.float32).renewed(parts)
+        u_TR = torch.randn(3, sum(len(part.a_rK) for part in parts))
+        halves = frozen_linear_module._by_halves(u_TR, stacked, [(part.rows, part.scale) for part in parts])
+        added_TN = torch.cat([u @ b.T for u, b in halves], 1)
+        torch.testing.assert_close(added_TN, u_TR @ stacked.b_NR.T)
+    assert [u.shape[1] for u, _ in halves] == [0, 2]
 
 
 def test_a_gated_linear_goes_back_once() -> None:

@@ -1,4 +1,4 @@
-"""Runs ``interpreted.py`` with Triton's interpreter switched on."""
+"""Runs the files ``interpreted*.py`` with Triton's interpreter switched on."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from whippet.kernels import triton_jit
 
 
 @pytest.mark.skipif(triton_jit.triton is None, reason="triton is not installed")
-def test_kernels_under_the_interpreter() -> None:
-    cases = Path(__file__).with_name("interpreted.py")
+@pytest.mark.parametrize("name", ["interpreted.py", "interpreted_copies.py", "interpreted_fp8.py"])
+def test_kernels_under_the_interpreter(name: str) -> None:
+    cases = Path(__file__).with_name(name)
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(cases)]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     root = Path(__file__).parents[2]

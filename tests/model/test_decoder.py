@@ -10,6 +10,7 @@ from helpers_models import TINY, logits, random_decoder, stream
 
 from whippet import lora
 from whippet.errors import UsageError
+from whippet.model import park, recompute
 from whippet.model.cache import KVCache
 from whippet.model.config import ModelConfig, RopeScaling
 from whippet.model.decoder import Decoder
@@ -21,6 +22,7 @@ CONFIGS = {
     "qwen2": replace(TINY, family="qwen2", qkv_bias=True, num_heads=4, num_kv_heads=1),
 }
 LENGTHS = (7, 1, 30, 12)
+TARGETS = LoraOptions().targets
 
 
 def ids(count: int, seed: int = 3) -> torch.Tensor:
@@ -114,23 +116,159 @@ def gradients(decoder: Decoder, tokens: torch.Tensor, seed: int = 0) -> dict[str
     return {name: p.grad.clone() for name, p in decoder.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize(("recompute", "park"), [(1, 0), (2, 0), (2, 1), (2, 2)])
-def test_recomputing_changes_no_bit(recompute: int, park: int, dropout: float) -> None:
-    """Dropout draws the same mask again; inputs that were parked come back."""
-    decoder = random_decoder()
-    lora.attach(decoder, LoraOptions(r=4, dropout=dropout), seed=1)
+def trained_decoder(targets: tuple[str, ...] = TARGETS, dropout: float = 0.0) -> Decoder:
+    """Three layers with random factors, frozen weights."""
+    decoder = random_decoder(replace(TINY, num_layers=3))
+    lora.attach(decoder, LoraOptions(r=4, targets=targets, dropout=dropout), seed=1)
     for parameter in lora.adapter_parameters(decoder).values():
         torch.nn.init.normal_(parameter, std=0.2)
-    decoder.train()
+    return decoder.train()
+
+
+# recompute, halves, park, entire
+WAYS: list[tuple[int, ...]] = [
+    (3, 3, 3, 1),
+    (3, 3, 3, 2),
+    (3, 3, 3, 3),
+    (3, 2, 2, 1),
+    (3, 2, 3, 1),
+    (1, 0, 0),
+    (3, 0, 0),
+    (3, 0, 1),
+    (3, 0, 3),
+    (2, 2, 0),
+    (3, 3, 0),
+    (3, 2, 1),
+    (3, 3, 2),
+    (3, 1, 3),
+    (3, 3, 3),
+]
+
+
+def set_way(decoder: Decoder, way: tuple[int, ...], tile: int = 0) -> None:
+    decoder.recompute, decoder.halves, decoder.park, decoder.entire = (*way, 0)[:4]
+    decoder.tile = tile
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_recomputing_changes_no_bit(way: tuple[int, ...], dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dropout draws the same mask again; what was parked comes back."""
+    monkeypatch.setattr(park, "LEAST_BYTES", 0)
+    decoder = trained_decoder(dropout=dropout)
     kept = gradients(decoder, ids(50))
-    decoder.recompute, decoder.park = recompute, park
+    set_way(decoder, way)
     again = gradients(decoder, ids(50))
     assert set(kept) == set(again)
-    assert len(kept) == 2 * 7 * TINY.num_layers
+    assert len(kept) == 2 * 7 * 3
     assert all(torch.equal(kept[name], again[name]) for name in kept)
     if dropout:
         assert any(not torch.equal(kept[name], other) for name, other in gradients(decoder, ids(50), 1).items())
+
+
+@pytest.mark.parametrize("targets", [("q_proj",), ("o_proj",), ("up_proj",), ("down_proj",)], ids=str)
+@pytest.mark.parametrize("way", [(3, 3, 0), (3, 1, 3), (3, 3, 3), (3, 3, 3, 3)], ids=str)
+def test_recomputing_needs_no_factor_in_particular(
+    way: tuple[int, ...], targets: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The embedding is frozen, so in the first layer only what follows a factor has a gradient."""
+    monkeypatch.setattr(park, "LEAST_BYTES", 0)
+    decoder = trained_decoder(targets)
+    decoder.embedding.requires_grad_(False)
+    kept = gradients(decoder, ids(50))
+    for tile in (0, 50):
+        set_way(decoder, way, tile)
+        again = gradients(decoder, ids(50))
+        assert len(kept) == len(again) == 2 * 3
+        assert all(torch.equal(kept[name], again[name]) for name in kept)
+
+
+@pytest.mark.parametrize("way", [(3, 0, 0), (3, 3, 0), (3, 1, 3), (3, 3, 3, 3)], ids=str)
+def test_recomputing_serves_full_training(way: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit; and no weight is parked."""
+    monkeypatch.setattr(park, "LEAST_BYTES", 2 * 64 * 50)
+    decoder = random_decoder(replace(TINY, num_layers=3, qkv_bias=True, o_bias=True, mlp_bias=True))
+    kept = gradients(decoder, ids(50))
+    set_way(decoder, way)
+    again = gradients(decoder, ids(50))
+    assert set(kept) == set(again) == {name for name, _ in decoder.named_parameters()}
+    assert all(torch.equal(kept[name], again[name]) for name in kept)
+    addresses = {parameter.data_ptr() for parameter in decoder.parameters()}
+    seen: list[int] = []
+    monkeypatch.setattr(
+        park.Parking, "put", lambda self, tensors: seen.extend(x.data_ptr() for x in tensors) or 0, raising=True
+    )
+    decoder(ids(50), *stream(*LENGTHS))
+    assert addresses.isdisjoint(seen) and bool(seen) is (way[2] > 0)
+
+
+@pytest.mark.parametrize("tile", [7, 25, 49])
+@pytest.mark.parametrize("way", [(2, 0, 0), (3, 0, 3), (3, 3, 0), (3, 2, 3)], ids=str)
+def test_tiles_of_the_mlp_change_only_the_order_of_sums(
+    way: tuple[int, ...], tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(park, "LEAST_BYTES", 0)
+    decoder = trained_decoder()
+    widest: list[int] = []
+    for block in list(decoder.blocks())[: way[0]]:
+        block.gate_up.register_forward_hook(lambda module, args, out: widest.append(len(out)))
+    kept = gradients(decoder, ids(50))
+    assert max(widest) == 50
+    widest.clear()
+    set_way(decoder, way, tile)
+    again = gradients(decoder, ids(50))
+    # Forward and again; each tile is at most one token smaller than another.
+    assert len(widest) == 2 * way[0] * -(-50 // tile) and max(widest) <= tile and max(widest) - min(widest) <= 1
+    assert all((kept[name] - again[name]).norm() <= 2e-6 * kept[name].norm() for name in kept)
+
+
+def test_the_whole_as_one_tile_changes_no_bit() -> None:
+    """The way through tiles, with one tile: in the residual stream's place, edges instead of tensors."""
+    decoder = trained_decoder()
+    kept = gradients(decoder, ids(50))
+    for way in ((3, 0, 0), (3, 3, 0)):
+        set_way(decoder, way, 49)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(recompute, "_tiles", lambda tokens, tile: iter([slice(0, tokens)]))
+            again = gradients(decoder, ids(50))
+        assert all(torch.equal(kept[name], again[name]) for name in kept)
+
+
+@pytest.mark.parametrize("way", [(3, 0, 0), (3, 0, 3), (3, 3, 0), (3, 2, 3), (3, 3, 3, 2)], ids=str)
+@pytest.mark.parametrize("tile", [0, 20])
+def test_a_backward_pass_may_be_run_twice(way: tuple[int, ...], tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where memory runs out after it began, and the graph is still there."""
+    monkeypatch.setattr(park, "LEAST_BYTES", 0)
+    decoder = trained_decoder()
+    set_way(decoder, way, tile)
+    once = gradients(decoder, ids(50))
+    decoder.zero_grad()
+    scores = decoder.logits(decoder(ids(50), *stream(*LENGTHS)))
+    loss = (scores * torch.linspace(-1, 1, scores.numel()).view_as(scores)).sum()
+    loss.backward(retain_graph=True)
+    decoder.zero_grad()
+    loss.backward()
+    assert all(torch.equal(once[name], p.grad) for name, p in decoder.named_parameters() if p.grad is not None)
+
+
+def test_entire_layers_are_spread_evenly() -> None:
+    decoder = Decoder(replace(TINY, num_layers=12))
+    decoder.recompute, decoder.halves, decoder.park = 11, 9, 10
+    for entire, wanted in ((0, []), (1, [9]), (2, [5, 9]), (4, [3, 5, 7, 9]), (8, [*range(2, 10)])):
+        decoder.entire = entire
+        assert [index for index in range(2, 10) if decoder._is_entire(index)] == wanted
+
+
+def test_a_pass_that_did_not_end_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(park, "LEAST_BYTES", 0)
+    decoder = trained_decoder()
+    kept = gradients(decoder, ids(50))
+    set_way(decoder, (3, 2, 3))
+    abandoned = decoder(ids(50, seed=9), *stream(*LENGTHS))
+    again = gradients(decoder, ids(50))
+    assert all(torch.equal(kept[name], again[name]) for name in kept)
+    with pytest.raises(AssertionError, match="another pass has begun"):
+        abandoned.sum().backward()
 
 
 @pytest.mark.parametrize("tie", [False, True])

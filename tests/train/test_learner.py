@@ -15,7 +15,7 @@ from torch import nn
 from whippet.data.batches import Batch, make_batch
 from whippet.errors import WhippetError
 from whippet.model.decoder import Decoder
-from whippet.train.learner import LEAST_CHUNK_ROWS, Learner, Limits
+from whippet.train.learner import LEAST_CHUNK_ROWS, LEAST_TILE, Learner, Limits
 from whippet.train.micro import joined, micro_batches
 from whippet.train.objectives import sft
 
@@ -152,11 +152,13 @@ def test_out_of_memory_changes_nothing_but_the_micro_batches(most_tokens: int, l
 
 
 def test_a_document_that_does_not_fit_turns_recomputation_on_then_gives_up() -> None:
-    learner = make_learner(limits=Limits(4096, 0, 512))
+    learner = make_learner(limits=Limits(4096, 1, 512, halves=1))
     failing = Failing(15)
     learner.objective = failing
     run_steps(learner, 1)
-    assert learner.limits.recompute == 2 and learner.limits.chunk_rows == LEAST_CHUNK_ROWS
+    assert (learner.limits.recompute, learner.limits.halves) == (2, 0)
+    assert learner.limits.chunk_rows == LEAST_CHUNK_ROWS
+    assert learner._smallest(10_000).tile == LEAST_TILE
 
     def never(decoder: Decoder, batch: Batch, chunk_rows: int) -> sft.Loss:
         raise torch.OutOfMemoryError("injected")
@@ -167,9 +169,12 @@ def test_a_document_that_does_not_fit_turns_recomputation_on_then_gives_up() -> 
     assert caught.value.exit_code == 1
 
 
-def test_recomputation_gives_the_same_bits() -> None:
-    plain, again = make_learner(dropout=0.2), make_learner(dropout=0.2, limits=Limits(4096, 2, 64))
+@pytest.mark.parametrize("limits", [Limits(4096, 2, 64), Limits(4096, 2, 64, park=2, halves=1)], ids=str)
+def test_recomputation_gives_the_same_bits(limits: Limits) -> None:
+    plain, again = make_learner(dropout=0.2), make_learner(dropout=0.2, limits=limits)
     assert run_steps(plain, 3) == run_steps(again, 3)
+    decoder = again.decoder
+    assert (decoder.recompute, decoder.park, decoder.halves) == (limits.recompute, limits.park, limits.halves)
     assert torch.equal(weights_of(plain), weights_of(again))
 
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from whippet import lora
 from whippet.chat.tokenizer import Tokenizer
 from whippet.errors import ModelError
+from whippet.kernels.fp8 import dequantize_fp8, quantize_fp8
 from whippet.options import LoraOptions
 from whippet.weights.adapter import CONFIG, WEIGHTS, load_adapter, save_adapter
 from whippet.weights.files import read_json
@@ -76,7 +77,7 @@ def test_a_tied_checkpoint_may_hold_its_output_matrix_again(folder: Path) -> Non
         opened(folder)
 
 
-@pytest.mark.parametrize("base", ["fp32", "bf16", "nf4"])
+@pytest.mark.parametrize("base", ["fp32", "bf16", "fp8", "nf4"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_weights_that_are_not_finite_are_named_with_their_file(folder: Path, base: Any, value: float) -> None:
     weight = load_file(folder / SINGLE)[UP]
@@ -95,6 +96,19 @@ def test_a_weight_too_large_for_what_holds_it_is_named(folder: Path) -> None:
     load_decoder(folder, base="nf4", compute="bf16", device="cpu")
     with pytest.raises(ModelError, match=f"{NORM} .*too large for torch.float16"):
         load_decoder(folder, base="nf4", compute="fp16", device="cpu")
+
+
+def test_fp8_holds_the_projections_in_8_bit_and_nothing_else(folder: Path) -> None:
+    """From fp32 as it is; from 4 bit what those weights dequantise to."""
+    stored = load_file(folder / SINGLE)
+    decoder = load_decoder(folder, base="fp8", compute="bf16", device="cpu")
+    assert {(p.dtype, p.requires_grad) for p in decoder.parameters()} == {(torch.bfloat16, False)}
+    gate_up = decoder.layers[1].gate_up
+    assert gate_up.weight is None and gate_up.fp8.codes.dtype == torch.float8_e4m3fn
+    gate, up = gate_up.weight_fp32().chunk(2)
+    assert torch.equal(up, dequantize_fp8(quantize_fp8(stored[UP])))
+    assert not torch.equal(up, stored[UP]) and (up - stored[UP]).norm() < 0.03 * stored[UP].norm()
+    assert not torch.equal(gate, up)
 
 
 def test_an_adapter_that_is_not_finite_is_named(folder: Path, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ step of all may be short. The same arguments give the same steps, and a ``DataPo
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Protocol
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -45,7 +45,8 @@ class Batch:
 
     ids, positions, labels int64 [T]; weights float32 [T]; cu_seqlens int32 [D + 1], where documents begin and end.
     labels: the next token of the same document, -100 where it has no loss weight; weights: the loss weight of the
-    label. max_length: tokens of the longest document. weight_sum: the sum of ``weights``.
+    label. max_length: tokens of the longest document. weight_sum: the sum of ``weights``. rows: int64 [N], ascending,
+    the places whose loss is formed; None until they have been looked for.
     """
 
     ids: Tensor
@@ -55,6 +56,7 @@ class Batch:
     weights: Tensor
     max_length: int
     weight_sum: float
+    rows: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -64,13 +66,24 @@ class Batch:
     def num_examples(self) -> int:
         return self.cu_seqlens.numel() - 1
 
+    @property
+    def num_trained(self) -> int:
+        """Tokens with a label. Of a batch on a GPU it waits for that."""
+        return int((self.labels != IGNORED).sum())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of them by their names."""
+        names = ("ids", "positions", "cu_seqlens", "labels", "weights", "rows")
+        return {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
+
+    def with_rows(self) -> Batch:
+        """The same batch, the places that have a label found."""
+        return self if self.rows is not None else replace(self, rows=(self.labels != IGNORED).nonzero()[:, 0])
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on ``device``."""
-        ids, positions, borders, labels, weights = (
-            tensor.to(device, non_blocking=True)
-            for tensor in (self.ids, self.positions, self.cu_seqlens, self.labels, self.weights)
-        )
-        return Batch(ids, positions, borders, labels, weights, self.max_length, self.weight_sum)
+        moved: dict[str, Any] = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors().items()}
+        return replace(self, **moved)
 
     def halves(self) -> tuple[Batch, Batch] | None:
         """Two batches, parted at the border nearest to the middle; None if there is only one document."""

@@ -1,8 +1,8 @@
-"""On the CPU, a 4-bit decoder answers from weights that are dequantised once instead of for every token.
+"""On the CPU, a quantised decoder answers from weights that are dequantised once instead of for every token.
 
-The values are those of the 4-bit weights, so the replies are too; only the memory differs. It is done where the
-dense copy fits in half of the memory that is free, and never on a GPU, where 4 bit is chosen for its memory and
-dequantising costs little.
+The values are those of the 4-bit weights, so the replies are too; only the memory differs. (Over FP8 weights bf16
+activations are not rounded to FP8 then.) It is done where the dense copy fits in half of the memory that is free, and
+never on a GPU, where weights are quantised for its memory and dequantising costs little.
 """
 
 from __future__ import annotations
@@ -15,40 +15,40 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from whippet.kernels.nf4 import dequantize_nf4
+from whippet.kernels import frozen_linear
 from whippet.model.decoder import Decoder
 
 UNKNOWN_FREE_BYTES = 4 * 1024**3
 
 
 def make_dense(decoder: Decoder) -> bool:
-    """Replace NF4 weights by dense ones in the compute dtype, for good; return whether it was done."""
+    """Replace quantised weights by dense ones in the compute dtype, for good; return whether it was done."""
     if not fits(decoder):
         return False
     with torch.no_grad():
         for _, projection in decoder.projections():
-            if projection.nf4 is not None:
-                weight = dequantize_nf4(projection.nf4, decoder.compute_dtype)
-                projection.weight, projection.nf4 = nn.Parameter(weight, requires_grad=False), None
+            if projection.quantised is not None:
+                weight = frozen_linear.dense(projection.quantised, decoder.compute_dtype)
+                projection.weight, projection.quantised = nn.Parameter(weight, requires_grad=False), None
     return True
 
 
 @contextmanager
 def dense(decoder: Decoder) -> Iterator[None]:
-    """``make_dense`` inside, the NF4 weights again afterwards: for a reply in the middle of training."""
-    held = [(projection, projection.nf4) for _, projection in decoder.projections()]
+    """``make_dense`` inside, the quantised weights again afterwards: for a reply in the middle of training."""
+    held = [(projection, projection.quantised) for _, projection in decoder.projections()]
     make_dense(decoder)
     try:
         yield
     finally:
-        for projection, nf4 in held:
-            if nf4 is not None:
-                projection.set_nf4(nf4)
+        for projection, weight in held:
+            if weight is not None:
+                projection.set_quantised(weight)
 
 
 def fits(decoder: Decoder) -> bool:
-    """Whether ``decoder`` has NF4 weights on the CPU whose dense copy fits in half of the free memory."""
-    quantised = [p for _, p in decoder.projections() if p.nf4 is not None]
+    """Whether ``decoder`` has quantised weights on the CPU whose dense copy fits in half of the free memory."""
+    quantised = [p for _, p in decoder.projections() if p.quantised is not None]
     if not quantised or decoder.device.type != "cpu":
         return False
     wanted = sum(p.in_size * p.out_size for p in quantised) * decoder.compute_dtype.itemsize

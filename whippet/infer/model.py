@@ -50,14 +50,14 @@ def load(
 ) -> Model:
     """Load a checkpoint folder, a hub id, a run's folder or an adapter's folder.
 
-    base: how weights are held: ``fp32``, ``bf16``, ``nf4``; ``auto`` is what a run or a quantised checkpoint was made
-    with, else bf16 on a GPU, and on the CPU fp32 if that fits in half of the free memory, or bf16.
+    base: how weights are held: ``fp32``, ``bf16``, ``fp8``, ``nf4``; ``auto`` is what a run or a quantised checkpoint
+    was made with, else bf16 on a GPU, and on the CPU fp32 if that fits in half of the free memory, or bf16.
     device: ``cuda``, ``cuda:1``, ``cpu``; ``auto`` takes a GPU if there is one.
     compute: the dtype of activations; ``auto`` is bf16 on a GPU (fp16 on one without it), on the CPU that of the base.
     adapter: a folder in PEFT's layout to lay over the base. template: a named chat template or a ``.jinja`` file.
 
-    A 4-bit model on the CPU is dequantised once to the same values if that fits (``dense.py``). Raises UsageError or
-    ModelError for what cannot be found, read or trusted.
+    A quantised model on the CPU is dequantised once to the same values if that fits (``dense.py``). Raises UsageError
+    or ModelError for what cannot be found, read or trusted.
     """
     found = locate(path, adapter=adapter, revision=revision)
     folder = resolve_model(found.base, found.revision)

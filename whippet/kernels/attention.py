@@ -17,10 +17,13 @@ Shapes: T tokens, D head size, Q query heads, K key-value heads, B rows of a bat
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import os
 from collections.abc import Iterator
 from functools import cache
 from itertools import groupby, pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -121,9 +124,7 @@ def _sdpa(q_BTQD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, scale: float, *, mask:
 def _flash_attn_4(
     q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, cu_seqlens: Tensor, max_length: int, scale: float
 ) -> Tensor:
-    from flash_attn.cute import flash_attn_varlen_func  # compiles its kernels when first called
-
-    result = flash_attn_varlen_func(
+    result = _flash_attn_4_function()(
         q_TQD,
         k_TKD,
         v_TKD,
@@ -136,6 +137,29 @@ def _flash_attn_4(
         deterministic=torch.are_deterministic_algorithms_enabled(),
     )
     return result[0] if isinstance(result, tuple) else result
+
+
+@cache
+def _flash_attn_4_function() -> Any:
+    """Imported when first called for: it compiles its kernels then, for ten seconds. It can keep them on disk, which
+    it does not by default, nor in a folder that is the user's alone."""
+    folder = _kernel_folder()
+    if folder is not None:
+        os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(folder))
+        os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
+    return importlib.import_module("flash_attn.cute").flash_attn_varlen_func
+
+
+def _kernel_folder() -> Path | None:
+    """``~/.cache/whippet/flash-attn-4``, if nobody else can write there: what lies in it is executed."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        folder = Path(base).expanduser() / "whippet" / "flash-attn-4"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+    except (OSError, RuntimeError):  # a home that is read-only, or none
+        return None
+    return folder if found.st_uid == os.getuid() and not found.st_mode & 0o022 else None
 
 
 class _FlashAttention2(torch.autograd.Function):

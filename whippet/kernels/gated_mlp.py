@@ -3,24 +3,32 @@
     y = silu(g) · u        silu(g) = g · sigmoid(g)
 
 In: gate_up [T, 2F], the gate g in the first half, u in the second. Out: y [T, F] in the same dtype. Kept for the
-backward pass: the input; the activation is computed again.
+backward pass: the input; the activation is computed again. For ``gated_linear.py`` there are passes that also give y in
+FP8 (``forward_rows``), and that first add to g and u what adapters add to them (``completed``).
 
-Shapes: T tokens, F intermediate size.
+Shapes: T tokens, F intermediate size, R ranks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import increment_version
 
-from whippet.kernels import triton_jit
+from whippet.kernels import fp8, tiles, triton_jit
+from whippet.kernels.fp8 import LARGEST, LEAST, Added, FP8Tensor, factors
+from whippet.kernels.tiles import low_rank, raise_largest, tile_of
 from whippet.kernels.triton_jit import tl
 
 BLOCK = 1024
 """Columns of one program."""
+ROWS, COLUMNS, WARPS = 32, 64, 4
+"""Of one program that adds u · Bᵀ first: 16 numbers of gate and as many of up a thread, 128 bytes of a row, which are a
+line of memory. With fewer rows B would be read as often as gate_up itself."""
 
 
 def silu_mul(gate_up_TF2: Tensor) -> Tensor:
@@ -70,6 +78,150 @@ def _backward_kernel(grad_ptr, x_ptr, dx_ptr, grad_stride, x_stride, width, BLOC
     dup = grad * gate * sigmoid
     tl.store(dx_ptr + row * 2 * width + columns, dgate.to(dx_ptr.dtype.element_ty), mask=inside)
     tl.store(dx_ptr + row * 2 * width + width + columns, dup.to(dx_ptr.dtype.element_ty), mask=inside)
+
+
+@triton_jit.jit
+def _forward_rows_kernel(  # type: ignore[no-untyped-def]
+    x_ptr,
+    y_ptr,
+    codes_ptr,
+    scales_ptr,
+    x_stride,
+    width,
+    LARGEST: tl.constexpr,
+    LEAST: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    gate = tl.load(x_ptr + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(x_ptr + row * x_stride + width + columns, mask=inside, other=0.0).to(tl.float32)
+    y = (gate * tl.sigmoid(gate) * up).to(y_ptr.dtype.element_ty)
+    tl.store(y_ptr + row * width + columns, y, mask=inside)
+    # What is rounded to FP8 is what the adapter reads.
+    y = y.to(tl.float32)
+    higher, lower = factors(tl.max(tl.abs(y), axis=0), LARGEST, LEAST)
+    tl.store(codes_ptr + row * width + columns, (y * higher).to(codes_ptr.dtype.element_ty), mask=inside)
+    tl.store(scales_ptr + row, lower)
+
+
+def forward_rows(gate_up_TF2: Tensor) -> tuple[Tensor, FP8Tensor]:
+    """y, and y in FP8 by rows, in one pass where kernels run and a row fits in a program."""
+    x_TF2 = gate_up_TF2 if gate_up_TF2.stride(-1) == 1 else gate_up_TF2.contiguous()
+    num_rows, width = len(x_TF2), x_TF2.shape[1] // 2
+    if not fp8.rows_by_kernels(x_TF2) or width > fp8.WIDEST:
+        y_TF = (forward_triton if triton_jit.usable(x_TF2) else forward_torch)(x_TF2)
+        return y_TF, fp8.quantize_rows(y_TF)
+    y_TF, rows = torch.empty(num_rows, width, dtype=x_TF2.dtype, device=x_TF2.device), fp8.empty_rows(x_TF2, width)
+    block = triton_jit.power_of_two(width)
+    if num_rows:
+        _forward_rows_kernel[(num_rows,)](
+            x_TF2,
+            y_TF,
+            rows.codes,
+            rows.scales,
+            x_TF2.stride(0),
+            width,
+            LARGEST=LARGEST,
+            LEAST=LEAST,
+            BLOCK=block,
+            num_warps=fp8.warps(block),
+        )
+    return y_TF, rows
+
+
+@triton_jit.jit
+def _complete_kernel(  # type: ignore[no-untyped-def]
+    x_ptr,
+    y_ptr,
+    gate_u_ptr,
+    gate_b_ptr,
+    up_u_ptr,
+    up_b_ptr,
+    largest_ptr,
+    num_rows,
+    width,
+    x_stride,
+    u_stride,
+    b_stride,
+    GATE_RANK: tl.constexpr,
+    UP_RANK: tl.constexpr,
+    FIND_LARGEST: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    GATE_RANKS: tl.constexpr,
+    UP_RANKS: tl.constexpr,
+):
+    rows, columns = tile_of(tl.program_id(0), width, ROWS, COLUMNS)
+    inside_rows, inside_columns = rows < num_rows, columns < width
+    inside = inside_rows[:, None] & inside_columns[None, :]
+    wide_rows = rows.to(tl.int64)[:, None]
+    gate_ptr = x_ptr + wide_rows * x_stride + columns[None, :]
+    up_ptr = gate_ptr + width
+    gate = tl.load(gate_ptr, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(up_ptr, mask=inside, other=0.0).to(tl.float32)
+    u_place, b_place = wide_rows * u_stride, columns[None, :] * b_stride
+    gate_u_ptr, gate_b_ptr = gate_u_ptr + u_place, gate_b_ptr + b_place
+    up_u_ptr, up_b_ptr = up_u_ptr + u_place, up_b_ptr + b_place
+    gate += low_rank(gate_u_ptr, 1, inside_rows, gate_b_ptr, 1, inside_columns, GATE_RANK, ROWS, COLUMNS, GATE_RANKS)
+    up += low_rank(up_u_ptr, 1, inside_rows, up_b_ptr, 1, inside_columns, UP_RANK, ROWS, COLUMNS, UP_RANKS)
+    kind = x_ptr.dtype.element_ty
+    gate, up = gate.to(kind), up.to(kind)
+    tl.store(gate_ptr, gate, mask=inside)
+    tl.store(up_ptr, up, mask=inside)
+    # Of the rounded sums, which is what the backward pass will read.
+    gate, up = gate.to(tl.float32), up.to(tl.float32)
+    y = (gate * tl.sigmoid(gate) * up).to(y_ptr.dtype.element_ty)
+    tl.store(y_ptr + wide_rows * width + columns[None, :], y, mask=inside)
+    if FIND_LARGEST:
+        raise_largest(largest_ptr + rows, tl.abs(y.to(tl.float32)), inside_rows)
+
+
+def completed(gate_up_TF2: Tensor, added: Sequence[Added], *, in_fp8: bool) -> tuple[Tensor, FP8Tensor | None]:
+    """Add u · Bᵀ in place, ``added`` being u and B of gate and those of up. Returns y, and y in FP8 by rows if that is
+    asked for. With kernels one pass does it, and a second one makes FP8, which knows each row's largest number."""
+    if not triton_jit.usable(gate_up_TF2):
+        for half_TF, (u_TR, b_FR) in zip(gate_up_TF2.chunk(2, dim=-1), added, strict=True):
+            half_TF.addmm_(u_TR, b_FR.T)
+        return forward_rows(gate_up_TF2) if in_fp8 else (forward_torch(gate_up_TF2), None)
+    (gate_u_TR, gate_b_FR), (up_u_TR, up_b_FR) = added
+    assert gate_up_TF2.stride(1) == 1
+    # Both are parts of one matrix.
+    assert gate_u_TR.stride() == up_u_TR.stride() and gate_b_FR.stride() == up_b_FR.stride()
+    assert gate_u_TR.stride(1) == gate_b_FR.stride(1) == 1 and gate_u_TR.dtype == gate_b_FR.dtype
+    num_rows, width = len(gate_up_TF2), gate_up_TF2.shape[1] // 2
+    y_TF = torch.empty(num_rows, width, dtype=gate_up_TF2.dtype, device=gate_up_TF2.device)
+    find_largest = in_fp8 and fp8.rows_by_kernels(gate_up_TF2)
+    largest_T = fp8.no_largest(gate_up_TF2) if find_largest else None
+    if y_TF.numel():
+        _complete_kernel[(-(-num_rows // ROWS) * -(-width // COLUMNS),)](
+            gate_up_TF2,
+            y_TF,
+            gate_u_TR,
+            gate_b_FR,
+            up_u_TR,
+            up_b_FR,
+            y_TF if largest_T is None else largest_T,
+            num_rows,
+            width,
+            gate_up_TF2.stride(0),
+            gate_u_TR.stride(0),
+            gate_b_FR.stride(0),
+            GATE_RANK=gate_u_TR.shape[1],
+            UP_RANK=up_u_TR.shape[1],
+            FIND_LARGEST=find_largest,
+            ROWS=ROWS,
+            COLUMNS=COLUMNS,
+            GATE_RANKS=tiles.ranks_at_once(gate_u_TR.shape[1]),
+            UP_RANKS=tiles.ranks_at_once(up_u_TR.shape[1]),
+            num_warps=WARPS,
+        )
+    if not gate_up_TF2.is_inference():  # such a tensor has no version
+        increment_version(gate_up_TF2)
+    if largest_T is not None:
+        return y_TF, fp8.rows_of_largest(y_TF, largest_T)
+    return y_TF, fp8.quantize_rows(y_TF) if in_fp8 else None
 
 
 def forward_triton(gate_up_TF2: Tensor) -> Tensor:

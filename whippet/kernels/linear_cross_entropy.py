@@ -38,7 +38,8 @@ class CrossEntropy:
     loss_sum: Tensor
     """fp32 scalar: sum of weight · nll, with gradient."""
     correct: Tensor
-    """int64 scalar: rows whose largest logit is their label (on the device: reading it waits for the GPU)."""
+    """int64 scalar: rows with weight whose largest logit is their label (on the device: reading it waits for the
+    GPU)."""
     logprobs_N: Tensor
     """fp32 [N]: log-probability of each label, without gradient."""
 
@@ -67,7 +68,7 @@ def linear_cross_entropy_reference(
     """The definition with full logits, differentiated by autograd."""
     logits_NV = (hidden_NH @ dense(head_weight_VH, hidden_NH.dtype).T).float()
     logprobs_N = logits_NV.log_softmax(-1).gather(1, labels_N.view(-1, 1)).view(-1)
-    correct = (logits_NV.argmax(-1) == labels_N).sum()
+    correct = ((logits_NV.argmax(-1) == labels_N) & (weights_N != 0)).sum()
     return CrossEntropy(-(weights_N.float() * logprobs_N).sum(), correct, logprobs_N.detach())
 
 
@@ -97,7 +98,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             gradient_dtype = hidden_NH.dtype if wants_hidden or wants_weight else None
             logprobs_N[rows], hits_C, dlogits_CV = run(logits_CV, labels_N[rows], weights_N[rows], gradient_dtype)
             del logits_CV  # else it would still be there while the next chunk's are formed
-            correct += hits_C.sum()
+            correct += (hits_C.bool() & (weights_N[rows] != 0)).sum()
             if dhidden_NH is not None and dlogits_CV is not None:
                 torch.mm(dlogits_CV, head_VH, out=dhidden_NH[rows])
             if dweight_VH is not None and dlogits_CV is not None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from whippet.kernels import triton_jit
+from whippet.kernels.fp8 import LARGEST, LEAST, FP8Tensor, factors, quantize_rows
 from whippet.kernels.triton_jit import tl
 
 
@@ -33,10 +34,19 @@ def rms_norm(x_TH: Tensor, weight_H: Tensor, eps: float, room: int = 0) -> Tenso
 
 
 def add_rms_norm(
-    x_TH: Tensor, residual_TH: Tensor, weight_H: Tensor, eps: float, room: int = 0
+    x_TH: Tensor,
+    residual_TH: Tensor | None,
+    weight_H: Tensor,
+    eps: float,
+    room: int = 0,
+    rows: FP8Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return ``(rms_norm(s), s)`` with ``s = x_TH + residual_TH``, both [T, H] in x's dtype; ``room`` as there."""
-    return _AddRMSNorm.apply(x_TH, residual_TH, weight_H, eps, room)
+    """Return ``(rms_norm(s), s)`` with ``s = x_TH + residual_TH``, both [T, H] in x's dtype; ``room`` as there.
+
+    Without a residual s is x itself, which two branches read then: their gradients are added in the pass that forms
+    one. ``rows``, if it is there, becomes rms_norm(s) in FP8.
+    """
+    return _AddRMSNorm.apply(x_TH, residual_TH, weight_H, eps, room, rows)
 
 
 def forward_torch(x_TH: Tensor, weight_H: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -68,12 +78,17 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     sum_ptr,
     y_ptr,
     rstd_ptr,
+    codes_ptr,
+    scales_ptr,
     x_stride,
     residual_stride,
     y_stride,
     width,
     eps,
     ADD: tl.constexpr,
+    ROWS: tl.constexpr,
+    LARGEST: tl.constexpr,
+    LEAST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -90,7 +105,14 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     # The quotient is rounded before the product, as in the reference.
     normed = (x32 * rstd).to(y_ptr.dtype.element_ty).to(tl.float32)
     weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(y_ptr.dtype.element_ty).to(tl.float32)
-    tl.store(y_ptr + row * y_stride + columns, (normed * weight).to(y_ptr.dtype.element_ty), mask=inside)
+    y = (normed * weight).to(y_ptr.dtype.element_ty)
+    tl.store(y_ptr + row * y_stride + columns, y, mask=inside)
+    if ROWS:
+        # What is rounded to FP8 is what the adapter reads.
+        y = y.to(tl.float32)
+        up, down = factors(tl.max(tl.abs(y), axis=0), LARGEST, LEAST)
+        tl.store(codes_ptr + row * width + columns, (y * up).to(codes_ptr.dtype.element_ty), mask=inside)
+        tl.store(scales_ptr + row, down)
 
 
 @triton_jit.jit
@@ -124,7 +146,12 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
 
 
 def forward_triton(
-    x_TH: Tensor, residual_TH: Tensor | None, weight_H: Tensor, eps: float, room: int = 0
+    x_TH: Tensor,
+    residual_TH: Tensor | None,
+    weight_H: Tensor,
+    eps: float,
+    room: int = 0,
+    rows: FP8Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, the sum that was normalised (x itself without a residual) and rstd fp32 [T, 1], in one pass."""
     num_rows, width = x_TH.shape
@@ -143,12 +170,17 @@ def forward_triton(
             sum_TH,
             y_TH,
             rstd_T1,
+            y_TH if rows is None else rows.codes,
+            rstd_T1 if rows is None else rows.scales,
             x_TH.stride(0),
             other_TH.stride(0),
             y_TH.stride(0),
             width,
             eps,
             ADD=add,
+            ROWS=rows is not None,
+            LARGEST=LARGEST,
+            LEAST=LEAST,
             BLOCK=block,
             num_warps=_warps(block),
         )
@@ -198,14 +230,23 @@ def _warps(block: int) -> int:
 
 
 def _forward(
-    x_TH: Tensor, residual_TH: Tensor | None, weight_H: Tensor, eps: float, room: int
+    x_TH: Tensor,
+    residual_TH: Tensor | None,
+    weight_H: Tensor,
+    eps: float,
+    room: int,
+    rows: FP8Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if triton_jit.usable(x_TH):
-        return forward_triton(x_TH, residual_TH, weight_H, eps, room)
+        return forward_triton(x_TH, residual_TH, weight_H, eps, room, rows)
     sum_TH = x_TH if residual_TH is None else x_TH + residual_TH
     y_TH, rstd_T1 = forward_torch(sum_TH, weight_H, eps)
     if room:
         y_TH = _with_room(x_TH, room).copy_(y_TH)
+    if rows is not None:
+        made = quantize_rows(y_TH)
+        rows.codes.copy_(made.codes)
+        rows.scales.copy_(made.scales)
     return y_TH, sum_TH, rstd_T1
 
 
@@ -227,22 +268,31 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TH: Tensor) -> tuple[Tensor | None, ...]:
-        dw_H = weight_gradient(grad_TH, *ctx.saved_tensors) if ctx.needs_input_grad[1] else None
-        return _backward(grad_TH, ctx.saved_tensors, None), dw_H, None, None
+        saved = ctx.saved_tensors
+        dw_H = weight_gradient(grad_TH, *saved) if ctx.needs_input_grad[1] else None
+        return _backward(grad_TH, saved, None), dw_H, None, None
 
 
 class _AddRMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_TH: Tensor, residual_TH: Tensor, weight_H: Tensor, eps: float, room: int
+        ctx: Any,
+        x_TH: Tensor,
+        residual_TH: Tensor | None,
+        weight_H: Tensor,
+        eps: float,
+        room: int,
+        rows: FP8Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        y_TH, sum_TH, rstd_T1 = _forward(x_TH, residual_TH, weight_H, eps, room)
+        y_TH, sum_TH, rstd_T1 = _forward(x_TH, residual_TH, weight_H, eps, room, rows)
+        sum_TH = x_TH if residual_TH is None else sum_TH  # a kernel may have read a copy with dense rows
         ctx.save_for_backward(sum_TH, weight_H, rstd_T1)
         return y_TH, sum_TH
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TH: Tensor, grad_sum_TH: Tensor) -> tuple[Tensor | None, ...]:
-        dw_H = weight_gradient(grad_TH, *ctx.saved_tensors) if ctx.needs_input_grad[2] else None
-        dx_TH = _backward(grad_TH, ctx.saved_tensors, grad_sum_TH)
-        return dx_TH, dx_TH, dw_H, None, None
+        saved = ctx.saved_tensors
+        dw_H = weight_gradient(grad_TH, *saved) if ctx.needs_input_grad[2] else None
+        dx_TH = _backward(grad_TH, saved, grad_sum_TH)
+        return dx_TH, dx_TH if ctx.needs_input_grad[1] else None, dw_H, None, None, None

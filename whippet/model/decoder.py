@@ -7,7 +7,8 @@ T: tokens. H: hidden. V: vocabulary. N: chosen rows. Q: query heads. K: key-valu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,11 +21,14 @@ from whippet.kernels.rms_norm import add_rms_norm, rms_norm
 from whippet.kernels.rope import rope
 from whippet.model.cache import KVCache
 from whippet.model.config import ModelConfig
-from whippet.model.park import Parking
+from whippet.model.park import Bay, Parking
 from whippet.model.projection import Projection
-from whippet.model.recompute import Place, recomputed
+from whippet.model.recompute import Layer, half_recomputed, recomputed
 from whippet.model.remake import remade
 from whippet.model.rope import rope_tables
+
+PROJECTIONS = ("qkv", "o", "gate_up", "down")
+"""Matrices of a layer."""
 
 
 @dataclass(frozen=True)
@@ -60,30 +64,54 @@ class Block(nn.Module):
         self.down = projection({"down_proj": hidden}, inner, config.mlp_bias)
 
     def forward(self, x_TH: Tensor, stream: Stream, cache: KVCache | None = None) -> Tensor:
-        x_TH, y_TH = self.terms(x_TH, stream, cache)
-        return x_TH + y_TH
+        attended_TH, x_TH = self.attend(x_TH, stream, cache)
+        sum_TH, added_TH = self.mlp(attended_TH, x_TH)
+        return sum_TH + added_TH
 
-    def terms(
-        self, x_TH: Tensor, stream: Stream, cache: KVCache | None = None, *, last_product: bool = True
+    def attend(
+        self, x_TH: Tensor, stream: Stream, cache: KVCache | None = None, bay: Bay | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The residual stream after attention, and what the MLP adds to it. Without ``last_product`` the values of the
-        second are not computed: its graph alone is what a backward pass needs."""
-        eps = self.config.norm_eps
-        room = self.qkv.room
-        normed_TH = rms_norm(x_TH, self.attention_norm, eps, room)
-        with remade(normed_TH, partial(rms_norm, x_TH.detach(), self.attention_norm, eps)):
-            qkv_TE = self.qkv(normed_TH, room=room)
-        attended_TH = self.o(self._attention(qkv_TE, stream, cache))
-        room = self.gate_up.room
-        normed_TH, x_TH = add_rms_norm(attended_TH, x_TH, self.mlp_norm, eps, room)
-        with remade(normed_TH, partial(rms_norm, x_TH.detach(), self.mlp_norm, eps)):
-            gate_up_TF = self.gate_up(normed_TH, room=room)
-        return x_TH, self.down.gated(gate_up_TF, product=last_product)
+        """The attention half: what it adds to ``x_TH``, and that itself. What it keeps goes to ``bay``, if there is
+        one."""
+        config, room, rows = self.config, self.qkv.room_for(x_TH.dtype), self.qkv.rows(x_TH)
+        norm = partial(rms_norm, weight_H=self.attention_norm, eps=config.norm_eps)
+        with _parked(bay):
+            normed_TH, x_TH = add_rms_norm(x_TH, None, self.attention_norm, config.norm_eps, room, rows)
+        with _remade(normed_TH, x_TH, norm, bay, self.qkv):
+            qkv_TE = self.qkv(normed_TH, room=room, rows=rows)
+        del normed_TH, rows
+        qkv_TE = rope(qkv_TE, stream.cos_TE, stream.sin_TE, config.num_heads, config.num_kv_heads, config.head_dim)
+        with _parked(bay):
+            out_TE = self._attention(qkv_TE, stream, cache)
+        with _parked(bay, self.o):
+            return self.o(out_TE), x_TH
 
-    def _attention(self, qkv_TE: Tensor, stream: Stream, cache: KVCache | None) -> Tensor:
+    def mlp(
+        self, attended_TH: Tensor, x_TH: Tensor | None, *, last_product: bool = True, bay: Bay | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The MLP half, as ``recompute.Mlp`` says. What it keeps goes to ``bay``, if there is one."""
+        eps, rows = self.config.norm_eps, self.gate_up.rows(attended_TH)
+        room = self.gate_up.room_for(attended_TH.dtype)
+        norm = partial(rms_norm, weight_H=self.mlp_norm, eps=eps)
+        with _parked(bay):
+            normed_TH, sum_TH = add_rms_norm(attended_TH, x_TH, self.mlp_norm, eps, room, rows)
+        del attended_TH
+        with _remade(normed_TH, sum_TH, norm, bay, self.gate_up):
+            handover = self.gate_up.handover(normed_TH, self.down)
+            gate_up_TF = self.gate_up(normed_TH, room=room, rows=rows, handover=handover)
+        del normed_TH, rows
+        with _parked(bay, self.down):
+            return sum_TH, self.down.gated(gate_up_TF, product=last_product, handover=handover)
+
+    @property
+    def draws(self) -> bool:
+        """Whether it draws random numbers, for dropout."""
+        found = (adapter for name in PROJECTIONS for _, adapter in getattr(self, name).adapter_items())
+        return self.training and any(adapter.dropout > 0 for adapter in found)
+
+    def _attention(self, turned_TE: Tensor, stream: Stream, cache: KVCache | None) -> Tensor:
         config = self.config
         heads, kv_heads = config.num_heads, config.num_kv_heads
-        turned_TE = rope(qkv_TE, stream.cos_TE, stream.sin_TE, heads, kv_heads, config.head_dim)
         by_head = turned_TE.unflatten(-1, (heads + 2 * kv_heads, config.head_dim))
         q_TQD, k_TKD, v_TKD = by_head.split((heads, kv_heads, kv_heads), dim=1)
         scale = config.head_dim**-0.5
@@ -94,12 +122,32 @@ class Block(nn.Module):
         return out.flatten(1)
 
 
+def _parked(bay: Bay | None, projection: Projection | None = None) -> AbstractContextManager[object]:
+    """While this is entered, what autograd saves goes to ``bay``; of a projection not its weight."""
+    return nullcontext() if bay is None else bay.hooks(only_known=projection is not None and _is_trained(projection))
+
+
+def _remade(
+    normed_TH: Tensor, x_TH: Tensor, norm: Callable[[Tensor], Tensor], bay: Bay | None, projection: Projection
+) -> AbstractContextManager[object]:
+    """While this is entered, ``normed_TH`` is not kept but made again from ``x_TH``, which may lie in ``bay``."""
+    if bay is None:
+        return remade(normed_TH, partial(norm, x_TH.detach()))
+    return bay.remade(normed_TH, x_TH, norm, only_known=_is_trained(projection))
+
+
+def _is_trained(projection: Projection) -> bool:
+    return projection.weight is not None and projection.weight.requires_grad
+
+
 class Decoder(nn.Module):
     """A causal language model without its tokenizer.
 
     ``compute_dtype`` is the dtype of activations and products. Trained parameters are kept in fp32 and cast where they
-    are used. The activations of the first ``recompute`` layers are dropped and computed again in the backward pass; the
-    inputs of the first ``park`` of those wait for it in the host's memory.
+    are used. The first ``recompute`` layers drop activations and compute them again in the backward pass: all of them,
+    or the last ``halves`` of these layers those of their MLP half alone. That goes by ``tile`` tokens, or as a whole
+    (0). What the first ``park`` of them keep waits in the host's memory; and ``entire`` layers, evenly spread among the
+    halves that are parked, park all that they would keep, and compute nothing again.
     Parameters are made on ``device`` without values; ``weights/load.py`` gives them theirs.
     """
 
@@ -115,7 +163,7 @@ class Decoder(nn.Module):
         where = torch.device(device)
         shape = (config.vocab_size, config.hidden_size)
         self.config, self.compute_dtype = config, compute_dtype
-        self.recompute, self.park = 0, 0
+        self.recompute, self.park, self.halves, self.tile, self.entire = 0, 0, 0, 0, 0
         self._parking: Parking | None = None
         self.embedding = nn.Parameter(torch.empty(shape, device=where, dtype=dtype))
         self.layers = nn.ModuleList(
@@ -144,7 +192,7 @@ class Decoder(nn.Module):
     def projections(self) -> Iterator[tuple[str, Projection]]:
         """Every projection with its name, such as ``layers.3.qkv``."""
         for index, block in enumerate(self.blocks()):
-            for name in ("qkv", "o", "gate_up", "down"):
+            for name in PROJECTIONS:
                 yield f"layers.{index}.{name}", getattr(block, name)
 
     def embed(self, ids_T: Tensor) -> Tensor:
@@ -180,23 +228,42 @@ class Decoder(nn.Module):
         if cache is not None:
             cache.check(cu_seqlens, max_length)
         stream = Stream(*rope_tables(self.config, positions_T), cu_seqlens, max_length)
+        recompute = self.recompute if torch.is_grad_enabled() and cache is None else 0
+        if recompute and self.park:
+            self._parking = Parking(self.device) if self._parking is None else self._parking
+            self._parking.begin()
         for index, block in enumerate(self.blocks()):
-            if index < self.recompute and torch.is_grad_enabled():
-                again = partial(block.terms, stream=stream, last_product=False)
-                x_TH = recomputed(partial(block, stream=stream), again, x_TH, self._place(index))
+            if index < recompute:
+                x_TH = self._recomputed(block, x_TH, stream)
             else:
                 x_TH = block(x_TH, stream, cache)
         if cache is not None:
             cache.advance(cu_seqlens, max_length)
         return rms_norm(x_TH, self.norm, self.config.norm_eps)
 
-    def _place(self, index: int) -> Place | None:
-        """Where the input of a recomputed layer waits, if not on the device."""
-        if index >= self.park:
-            return None
-        if self._parking is None:
-            self._parking = Parking(self.device)
-        return self._parking, index
+    def _recomputed(self, block: Block, x_TH: Tensor, stream: Stream) -> Tensor:
+        """What ``block`` gives, and keeps little."""
+        parking = self._parking if block.index < self.park else None
+        tile = self.tile if self.tile < len(x_TH) else 0
+        layer = Layer(partial(block.attend, stream=stream), block.mlp, block.draws, tile)
+        if block.index < self.recompute - self.halves:
+            return recomputed(layer, x_TH, parking)
+        bay = None if parking is None else Bay(parking)
+        attended_TH, x_TH = block.attend(x_TH, stream, bay=bay)
+        if bay is not None:
+            bay.send()
+        if parking is None or not self._is_entire(block.index):
+            return half_recomputed(layer, attended_TH, x_TH, parking)
+        bay = Bay(parking)
+        sum_TH, added_TH = block.mlp(attended_TH, x_TH, bay=bay)
+        bay.send()
+        return sum_TH + added_TH
+
+    def _is_entire(self, index: int) -> bool:
+        """Whether a layer, one of the halves that are parked, is among those that are spread over them."""
+        first = self.recompute - self.halves
+        number, place = self.park - first, index - first
+        return (place + 1) * self.entire // number > place * self.entire // number
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """Scores of the next token, fp32 ``[N, V]``, of rows that ``forward`` gave."""

@@ -1,8 +1,8 @@
 """One matrix of the decoder: one or several of the checkpoint's projections fused by rows, with optional adapters.
 
 In: activations ``[T, K]`` in the compute dtype. Out: ``[T, N]`` in the same dtype.
-The weight is dense (a parameter; an fp32 master where it is trained) or NF4 (frozen). Casting to the compute dtype
-happens here, where the weight is used. T: tokens. K: inputs. N: outputs of all parts. n: outputs of one. r: rank.
+The weight is dense (a parameter; an fp32 master where it is trained), or NF4 or FP8 (frozen). Casting to the compute
+dtype happens here, where the weight is used. T: tokens. K: inputs. N: outputs of all parts. n: outputs of one. r: rank.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from whippet.kernels import triton_jit
-from whippet.kernels.frozen_linear import LoraPart, Stacked, frozen_linear, room_wanted
+from whippet.kernels import fp8, triton_jit
+from whippet.kernels.copies import Pair
+from whippet.kernels.fp8 import FP8Tensor, Handover
+from whippet.kernels.frozen_linear import LoraPart, Stacked, Weight, dense, frozen_linear, room_wanted
 from whippet.kernels.gated_linear import gated_linear
 from whippet.kernels.gated_mlp import silu_mul
-from whippet.kernels.nf4 import NF4Tensor, dequantize_nf4
+from whippet.kernels.nf4 import NF4Tensor
 from whippet.model.remake import remade
 
 
@@ -51,7 +53,7 @@ class Projection(nn.Module):
             start += count
         self.in_size, self.out_size = in_size, start
         self.weight: nn.Parameter | None = nn.Parameter(torch.empty(start, in_size, device=device, dtype=dtype))
-        self.nf4: NF4Tensor | None = None
+        self.quantised: NF4Tensor | FP8Tensor | None = None
         self.bias: nn.Parameter | None = nn.Parameter(torch.empty(start, device=device, dtype=dtype)) if bias else None
         self.adapters = nn.ModuleDict()
         self.adapters_enabled = True
@@ -59,7 +61,20 @@ class Projection(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.nf4.codes.device if self.nf4 is not None else self.dense.device
+        return self.held.device
+
+    @property
+    def nf4(self) -> NF4Tensor | None:
+        return self.quantised if isinstance(self.quantised, NF4Tensor) else None
+
+    @property
+    def fp8(self) -> FP8Tensor | None:
+        return self.quantised if isinstance(self.quantised, FP8Tensor) else None
+
+    @property
+    def held(self) -> Weight:
+        """The weight as it is held."""
+        return self.dense if self.quantised is None else self.quantised
 
     @property
     def dense(self) -> nn.Parameter:
@@ -67,60 +82,90 @@ class Projection(nn.Module):
         assert self.weight is not None
         return self.weight
 
-    def set_nf4(self, weight: NF4Tensor) -> None:
+    def set_quantised(self, weight: NF4Tensor | FP8Tensor) -> None:
         """Hold ``weight`` in place of a dense one."""
         assert tuple(weight.shape) == (self.out_size, self.in_size), weight.shape
-        self.weight, self.nf4 = None, weight
+        self.weight, self.quantised = None, weight
 
     def weight_fp32(self) -> Tensor:
         """The base weight, dequantised if need be, fp32 ``[N, K]``; detached."""
-        if self.nf4 is not None:
-            return dequantize_nf4(self.nf4, torch.float32)
-        return self.dense.detach().float()
+        return dense(self.held, torch.float32).detach()
 
     def adapter_items(self) -> list[tuple[str, Adapter]]:
         """Each adapted part with its factors, in the order of the rows."""
         found = ((name, self.adapters[name]) for name in self.parts if name in self.adapters)
         return [(name, adapter) for name, adapter in found if isinstance(adapter, Adapter)]
 
-    @property
-    def room(self) -> int:
-        """Unused numbers behind each row of the input that are of use here."""
+    def room_for(self, dtype: torch.dtype) -> int:
+        """Unused numbers behind each row of an input of ``dtype`` that are of use here."""
         parts = [adapter for _, adapter in self.adapter_items()] if self.adapters_enabled else []
         if self.nf4 is None or not parts or (self.training and parts[0].dropout > 0):
             return 0
-        return room_wanted(self.nf4, sum(len(part.a) for part in parts))
+        return room_wanted(self.nf4, sum(len(part.a) for part in parts), dtype)
 
-    def forward(self, x_TK: Tensor, *, product: bool = True, room: int = 0) -> Tensor:
+    def rows(self, x_TK: Tensor) -> FP8Tensor | None:
+        """Memory for an input like ``x_TK`` in FP8, if who makes that input can spare this matrix a pass over it."""
+        wanted = self.fp8 is not None and fp8.applies(x_TK) and fp8.rows_by_kernels(x_TK)
+        return fp8.empty_rows(x_TK, self.in_size) if wanted else None
+
+    def handover(self, x_TK: Tensor, reader: Projection) -> Handover | None:
+        """What goes between this matrix and ``reader.gated``, which reads its output, if this can use it: back the
+        gradient in FP8; and forth what adapters add, if ``reader`` will add it."""
+        if self.fp8 is None or not fp8.applies(x_TK):
+            return None
+        return Handover(self.fp8, defers=reader.gates_in_one(x_TK))
+
+    def forward(
+        self,
+        x_TK: Tensor,
+        *,
+        product: bool = True,
+        room: int = 0,
+        rows: FP8Tensor | None = None,
+        handover: Handover | None = None,
+    ) -> Tensor:
         """Without ``product`` the values over a frozen weight are left out: the result serves its graph alone. ``room``
         is what there is behind each row of ``x_TK``."""
-        if self.nf4 is not None:
-            return self._frozen(x_TK, self.nf4, product, room > 0)
+        if self.quantised is not None:
+            return self._frozen(x_TK, self.quantised, product, room > 0, rows, handover)
         if self.dense.requires_grad:
             bias_N = None if self.bias is None else self.bias.to(x_TK.dtype)
             return F.linear(x_TK, self.dense.to(x_TK.dtype), bias_N)
         return self._frozen(x_TK, self.dense, product)
 
-    def _frozen(self, x_TK: Tensor, weight: Tensor | NF4Tensor, product: bool, room: bool = False) -> Tensor:
+    def _frozen(
+        self,
+        x_TK: Tensor,
+        weight: Weight,
+        product: bool,
+        room: bool = False,
+        rows: FP8Tensor | None = None,
+        handover: Handover | None = None,
+    ) -> Tensor:
         parts = self._lora_parts(x_TK)
         if not parts or parts[0].x_dropped is not None:
-            return frozen_linear(x_TK, weight, self.bias, parts, product=product)
+            return frozen_linear(x_TK, weight, self.bias, parts, product=product, rows=rows, handover=handover)
+        stacked = self._renewed(parts, x_TK.dtype)
         return frozen_linear(
-            x_TK, weight, self.bias, parts, self._renewed(parts, x_TK.dtype), product=product, room=room
+            x_TK, weight, self.bias, parts, stacked, product=product, room=room, rows=rows, handover=handover
         )
 
-    def gated(self, gate_up_TF: Tensor, *, product: bool = True) -> Tensor:
+    def gates_in_one(self, x_TK: Tensor) -> bool:
+        """Whether ``gated`` is one op, where activations are like ``x_TK``."""
+        adapters = [adapter for _, adapter in self.adapter_items()] if self.adapters_enabled else []
+        dropping = self.training and any(adapter.dropout > 0 for adapter in adapters)
+        return bool(adapters) and not dropping and triton_jit.usable(x_TK)
+
+    def gated(self, gate_up_TF: Tensor, *, product: bool = True, handover: Handover | None = None) -> Tensor:
         """``self(silu_mul(gate_up_TF))``, as one op where kernels run and the weight is frozen. ``gate_up_TF`` is
-        overwritten in the backward pass."""
-        weight = self.nf4 if self.nf4 is not None else self.dense
-        dropping = self.training and any(adapter.dropout > 0 for _, adapter in self.adapter_items())
-        parts = [] if dropping else self._lora_parts(gate_up_TF)
-        if not parts or not triton_jit.usable(gate_up_TF):
+        overwritten in the backward pass. ``handover``: of the matrix that gave it."""
+        if not self.gates_in_one(gate_up_TF):
             gated_TK = silu_mul(gate_up_TF)
             with remade(gated_TK, partial(silu_mul, gate_up_TF.detach())):
                 return self(gated_TK, product=product)
+        parts = self._lora_parts(gate_up_TF)
         stacked = self._renewed(parts, gate_up_TF.dtype)
-        return gated_linear(gate_up_TF, weight, self.bias, parts, stacked, product=product)
+        return gated_linear(gate_up_TF, self.held, self.bias, parts, stacked, product=product, handover=handover)
 
     def _renewed(self, parts: Sequence[LoraPart], dtype: torch.dtype) -> Stacked:
         """The parts' factors as they are now, stacked."""
@@ -128,18 +173,29 @@ class Projection(nn.Module):
             self._stacked = Stacked(parts, self.out_size, dtype)
         return self._stacked.renewed(parts)
 
-    def _lora_parts(self, x_TK: Tensor) -> list[LoraPart]:
+    def copied_factors(self) -> list[Pair]:
+        """The factors, and where products read copies of them; nothing if none have been made yet."""
+        return [] if self._stacked is None else self._stacked.pairs(self._lora_parts(None))
+
+    def mark_copied(self) -> None:
+        """What ``copied_factors`` tells has been copied as it is now."""
+        if self._stacked is not None:
+            self._stacked.mark()
+
+    def _lora_parts(self, x_TK: Tensor | None) -> list[LoraPart]:
+        """The parts for an input; None: for one that is not dropped out."""
         if not self.adapters_enabled:
             return []
         parts = []
         for name, adapter in self.adapter_items():
-            dropped = F.dropout(x_TK, adapter.dropout) if adapter.dropout > 0 and self.training else None
+            dropping = x_TK is not None and adapter.dropout > 0 and self.training
+            dropped = F.dropout(x_TK, adapter.dropout) if dropping and x_TK is not None else None
             parts.append(LoraPart(adapter.a, adapter.b, self.parts[name], adapter.scale, dropped))
         return parts
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
         self._stacked = None
-        if self.nf4 is not None:
-            self.nf4 = self.nf4.to(fn(self.nf4.codes).device)
+        if self.quantised is not None:
+            self.quantised = self.quantised.to(fn(self.quantised.codes.view(torch.uint8)).device)
         return self

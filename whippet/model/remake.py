@@ -18,18 +18,29 @@ from torch.autograd.graph import saved_tensors_hooks
 Make = Callable[[], Tensor]
 
 
+class Mark:
+    """Knows ``tensor`` again among those that are saved, by its address: it must live meanwhile."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._address, self._shape = tensor.data_ptr(), tensor.shape
+
+    def is_on(self, saved: Tensor) -> bool:
+        """Whether ``saved`` is the tensor."""
+        return saved.data_ptr() == self._address and saved.shape == self._shape
+
+
 def remade(tensor: Tensor, make: Make) -> AbstractContextManager[object]:
     """While this is entered, ``tensor`` is not saved for the backward pass, which calls ``make`` instead.
 
     ``make`` runs without gradients, and must hold only tensors that are kept for another reason, detached (with their
-    graph they would keep it alive). ``tensor`` must live until the context is left: it is known by its address.
+    graph they would keep it alive). ``tensor`` must live until the context is left.
     """
     if not torch.is_grad_enabled():
         return nullcontext()
-    address, shape = tensor.data_ptr(), tensor.shape
+    mark = Mark(tensor)
 
     def pack(saved: Tensor) -> Tensor | Make:
-        return make if saved.data_ptr() == address and saved.shape == shape else saved
+        return make if mark.is_on(saved) else saved
 
     def unpack(packed: Tensor | Make) -> Tensor:
         return packed if isinstance(packed, Tensor) else packed()

@@ -93,34 +93,50 @@ def attention_flops_per_token(config: ModelConfig, length: int) -> float:
 
 
 def training_flops_per_token(
-    config: ModelConfig, length: int, *, full: bool, recompute: int = 0, supervised: float = 1.0
+    config: ModelConfig,
+    length: int,
+    *,
+    full: bool,
+    recompute: int = 0,
+    halves: int = 0,
+    supervised: float = 1.0,
+    product: float = 1.0,
 ) -> float:
     """Operations of forward and backward.
 
     Backward of a matrix costs its forward once for the inputs, and once more for the weights if they are trained
-    (``full``); of attention 2.5 times (five products for two). ``recompute`` layers run forward twice, but for the
-    last product over frozen weights, whose values no gradient needs. The output matrix meets only the ``supervised``
-    share of tokens.
+    (``full``); of attention 2.5 times (five products for two). ``recompute`` layers run forward twice, ``halves`` of
+    them only in their MLP half; but for the last product over frozen weights, whose values no gradient needs. The
+    output matrix meets only the ``supervised`` share of tokens. ``product`` is what an operation in the projections
+    counts.
     """
-    again = recompute / config.num_layers
     last = config.hidden_size * config.intermediate_size / layer_matrix_parameters(config)
-    matrices = matrix_flops_per_token(config) * (2 + full + again * (1 if full else 1 - last))
+    whole, half = (number / config.num_layers for number in (recompute - halves, halves))
+    again = whole * (1 if full else 1 - last) + half * (3 if full else 2) * last
+    matrices = product * matrix_flops_per_token(config) * (2 + full + again)
     head = head_flops_per_token(config) * (2 + full) * supervised
-    return matrices + head + attention_flops_per_token(config, length) * (3.5 + again)
+    return matrices + head + attention_flops_per_token(config, length) * (3.5 + whole)
 
 
 def weight_bytes(config: ModelConfig, base: str, item: int) -> dict[str, int]:
     """Bytes of the held weights by part: ``projections``, ``embedding``, ``head`` (0 if tied), ``other``.
 
-    ``base`` is ``fp32``, ``bf16`` or ``nf4``. Under nf4 the projections take 4 bit a weight, a byte for each block of
-    64 and 8 bytes for each 256 blocks; everything else is held in the compute dtype.
+    ``base`` is ``fp32``, ``bf16``, ``fp8`` or ``nf4``. Under nf4 the projections take 4 bit a weight, a byte for each
+    block of 64 and 8 bytes for each 256 blocks; under fp8 a byte a weight and 4 bytes a row; everything else is held in
+    the compute dtype.
     """
-    dense = {"fp32": 4, "bf16": 2, "nf4": item}[base]
+    dense = {"fp32": 4, "bf16": 2}.get(base, item)
     table = config.vocab_size * config.hidden_size * dense
     matrices = config.num_layers * layer_matrix_parameters(config)
     other = config.num_layers * layer_other_parameters(config) + config.hidden_size
+    if base == "nf4":
+        projections = nf4_bytes(matrices)
+    elif base == "fp8":
+        projections = matrices + 4 * config.num_layers * sum(rows for rows, _ in projection_shapes(config).values())
+    else:
+        projections = matrices * dense
     return {
-        "projections": nf4_bytes(matrices) if base == "nf4" else matrices * dense,
+        "projections": projections,
         "embedding": table,
         "head": 0 if config.tie_embeddings else table,
         "other": other * dense,
@@ -133,49 +149,12 @@ def nf4_bytes(weights: int) -> int:
     return weights // 2 + blocks + -(-blocks // NF4_NESTED_BLOCK) * 8
 
 
-def activation_bytes_per_token(
-    config: ModelConfig, item: int, lora_r: int, targets: Sequence[str], recompute: bool, *, dropout: bool = False
-) -> int:
-    """Bytes that one layer keeps for its backward pass, a token. ``lora_r`` 0 means that every weight is trained.
-
-    A recomputed layer keeps its input, ``H``. Otherwise: the two residual streams ``2H``, the turned qkv
-    ``(Q + 2K) D``, attention's output ``QD`` (which is also the input of ``o_proj``), gate_up ``2F``, and ``x A^T`` of
-    ``r`` numbers for each target; attention's log-sum-exp ``Q`` and two norms' scales in fp32. Norms and activations
-    are made again. Dropout keeps a copy of the input for each target.
-    """
-    hidden = config.hidden_size
-    if recompute:
-        return hidden * item
-    kept = 2 * hidden + config.qkv_size + config.num_heads * config.head_dim + 2 * config.intermediate_size
-    if lora_r:
-        shapes = projection_shapes(config)
-        kept += lora_r * len(targets)
-        kept += sum(shapes[target][1] for target in targets) if dropout else 0
-    return kept * item + (config.num_heads + 2) * 4
-
-
-def backward_bytes(config: ModelConfig, base: str, item: int, tokens: int, *, in_place: bool) -> int:
-    """Bytes that one layer takes while its backward pass runs, at its highest, beside what it kept.
-
-    The highest moments: at the activation, its gradient ``F``, in which the activation is made again, beside the
-    residual stream's ``H`` (``in_place`` the gradient of gate_up takes gate_up's place, else it has ``2F`` of its own);
-    at gate_up, the weight (or half of it) in the compute dtype and three rows of ``H``; at attention, the gradients of
-    qkv before and after the turn, of the output, and an fp32 sum for the queries.
-    """
-    hidden, inner, queries = config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim
-    apart = 0 if in_place else 2 * inner
-    activation = (inner + apart + hidden) * item * tokens
-    weights = 2 * inner * hidden
-    made = weights // 2 if base == "nf4" and weights >= NF4_HALVED else weights
-    gate_up = (apart + 3 * hidden) * item * tokens + dense_bytes(made, base, item)
-    down = (inner + 2 * hidden) * item * tokens + dense_bytes(weights // 2, base, item)
-    attention = ((2 * config.qkv_size + 2 * queries + hidden) * item + 4 * queries) * tokens
-    return max(activation, gate_up, down, attention)
-
-
 def dense_bytes(weights: int, base: str, item: int) -> int:
-    """Bytes of a matrix in the compute dtype, made for one product and dropped; 0 if it is held so."""
-    return 0 if base != "nf4" and {"fp32": 4, "bf16": 2}[base] == item else weights * item
+    """Bytes of a matrix made for one product and dropped: in the compute dtype, 0 if it is held so; in FP8 transposed,
+    for an input's gradient."""
+    if base == "fp8":
+        return weights
+    return 0 if {"fp32": 4, "bf16": 2}.get(base) == item else weights * item
 
 
 def kv_cache_bytes_per_token(config: ModelConfig, item: int) -> int:

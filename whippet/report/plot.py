@@ -1,8 +1,7 @@
 """``loss.png``: the course of a run on one picture, drawn with Pillow alone.
 
 Comes in: the records of ``metrics.py``. Goes out: a PNG of 1200 × 675 pixels: every step's loss faintly, its smoothed
-course over it, evaluations as points, and the learning rate on a strip beneath. It is drawn larger and scaled down,
-because Pillow's lines have no smooth edges of their own.
+course over it, evaluations as points, and the learning rate on a strip beneath.
 """
 
 from __future__ import annotations
@@ -12,18 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import ImageDraw
 
 from whippet.report.figures import short
+from whippet.report.ink import GRID, INK, PAPER, QUIET, SCALE, blank, dot, fitted, line, saved, write
 from whippet.report.series import Series, natural_sigma, series, smoothed, span, thinned, tick_labels, ticks
 
-WIDTH, HEIGHT, SCALE = 1200, 675, 2
+WIDTH, HEIGHT = 1200, 675
 POINTS = 600
 """Points of a drawn line: about one for two pixels."""
-PAPER, INK, QUIET, GRID = "#ffffff", "#1c2430", "#6b7585", "#e8ebf0"
 RAW, SMOOTH, EVALUATED, RATE, RATE_FILL = "#c3d5f5", "#2563c9", "#e0591f", "#8d98a8", "#eef1f5"
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ class Frame:
 
 def loss_png(records: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     """Draw the records' curve to ``path``; a run without a step yet gives an empty chart that says so."""
-    image = Image.new("RGB", (WIDTH * SCALE, HEIGHT * SCALE), PAPER)
+    image = blank(WIDTH, HEIGHT)
     draw = ImageDraw.Draw(image)
     loss, evaluated, rate = (series(records, key) for key in ("loss", "eval_loss", "learning_rate"))
     course = smoothed(loss, natural_sigma(len(loss)))
@@ -67,38 +64,35 @@ def loss_png(records: Sequence[Mapping[str, Any]], path: Path, title: str) -> No
     if len(loss) or len(evaluated):
         _curve(draw, frame, loss, course, evaluated)
     else:
-        _text(draw, (WIDTH / 2, (112 + bottom) / 2), "no step yet", 20, QUIET, "mm")
-    small = image.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
-    aside = path.with_name(f".{path.name}.partial")
-    small.save(aside, format="PNG", optimize=True)
-    aside.replace(path)
+        write(draw, (WIDTH / 2, (112 + bottom) / 2), "no step yet", 20, QUIET, "mm")
+    saved(image, path)
 
 
 def _curve(draw: ImageDraw.ImageDraw, frame: Frame, loss: Series, course: Series, evaluated: Series) -> None:
-    _line(draw, frame.points(thinned(loss, POINTS)), RAW, 1.5)
-    _line(draw, frame.points(thinned(course, POINTS)), SMOOTH, 3)
+    line(draw, frame.points(thinned(loss, POINTS)), RAW, 1.5)
+    line(draw, frame.points(thinned(course, POINTS)), SMOOTH, 3)
     marks = frame.points(thinned(evaluated, POINTS // 4))
-    _line(draw, marks, EVALUATED, 2)
+    line(draw, marks, EVALUATED, 2)
     for mark in marks:
-        _dot(draw, mark, 5.5, PAPER)
-        _dot(draw, mark, 4, EVALUATED)
+        dot(draw, mark, 5.5, PAPER)
+        dot(draw, mark, 4, EVALUATED)
     if len(course):
         end = frame.points(course)[-1]
-        _dot(draw, end, 6, PAPER)
-        _dot(draw, end, 4.5, SMOOTH)
+        dot(draw, end, 6, PAPER)
+        dot(draw, end, 4.5, SMOOTH)
 
 
 def _heading(draw: ImageDraw.ImageDraw, title: str, course: Series, evaluated: Series) -> None:
-    _text(draw, (44, 34), _fitted(draw, title, 27, WIDTH - 88), 27, INK, "lm", bold=True)
+    write(draw, (44, 34), fitted(draw, title, 27, WIDTH - 88), 27, INK, "lm", bold=True)
     x = 44.0
     told = [("loss", SMOOTH, f"{course.y[-1]:.4f}" if len(course) else "")]
     if len(evaluated):
         told.append(("evaluation", EVALUATED, f"{evaluated.y[-1]:.4f}"))
     for name, colour, value in told:
-        _line(draw, [(SCALE * x, SCALE * 74), (SCALE * (x + 22), SCALE * 74)], colour, 3)
+        line(draw, [(SCALE * x, SCALE * 74), (SCALE * (x + 22), SCALE * 74)], colour, 3)
         x += 30
-        x += _text(draw, (x, 74), name, 17, QUIET, "lm") + 8
-        x += _text(draw, (x, 74), value, 17, INK, "lm", bold=True) + 32
+        x += write(draw, (x, 74), name, 17, QUIET, "lm") + 8
+        x += write(draw, (x, 74), value, 17, INK, "lm", bold=True) + 32
 
 
 def _axes(draw: ImageDraw.ImageDraw, frame: Frame) -> None:
@@ -106,58 +100,22 @@ def _axes(draw: ImageDraw.ImageDraw, frame: Frame) -> None:
     for value, label in zip(values, tick_labels(values), strict=True):
         _, y = frame.at(0, value)
         draw.line([(SCALE * frame.left, y), (SCALE * frame.right, y)], GRID, SCALE)
-        _text(draw, (frame.left - 12, y / SCALE), label, 16, QUIET, "rm")
+        write(draw, (frame.left - 12, y / SCALE), label, 16, QUIET, "rm")
 
 
 def _steps(draw: ImageDraw.ImageDraw, frame: Frame) -> None:
     values = [value for value in ticks(*frame.x, about=8) if value == int(value)]
     for value, label in zip(values, tick_labels(values), strict=True):
         x, _ = frame.at(value, 0)
-        _text(draw, (x / SCALE, HEIGHT - 40), label, 16, QUIET, "mm")
-    _text(draw, (frame.right, HEIGHT - 17), "step", 14, QUIET, "rm")
+        write(draw, (x / SCALE, HEIGHT - 40), label, 16, QUIET, "mm")
+    write(draw, (frame.right, HEIGHT - 17), "step", 14, QUIET, "rm")
 
 
 def _strip(draw: ImageDraw.ImageDraw, rate: Series, frame: Frame) -> None:
     points = frame.points(thinned(rate, POINTS))
     floor = SCALE * frame.bottom
     draw.polygon([(points[0][0], floor), *points, (points[-1][0], floor)], RATE_FILL)
-    _line(draw, points, RATE, 1.5)
+    line(draw, points, RATE, 1.5)
     draw.line([(SCALE * frame.left, floor), (SCALE * frame.right, floor)], GRID, SCALE)
-    _text(draw, (frame.left - 12, frame.top + 1), short(frame.y[1]), 14, QUIET, "rm")
-    _text(draw, (frame.right, frame.top - 1), "learning rate", 14, QUIET, "rm")
-
-
-def _line(draw: ImageDraw.ImageDraw, points: list[tuple[float, float]], colour: str, width: float) -> None:
-    if len(points) > 1:
-        draw.line(points, fill=colour, width=round(width * SCALE), joint="curve")
-
-
-def _dot(draw: ImageDraw.ImageDraw, centre: tuple[float, float], radius: float, colour: str) -> None:
-    draw.circle(centre, radius * SCALE, fill=colour)
-
-
-def _text(
-    draw: ImageDraw.ImageDraw,
-    at: tuple[float, float],
-    text: str,
-    size: int,
-    colour: str,
-    anchor: str,
-    *,
-    bold: bool = False,
-) -> float:
-    """Write ``text`` and return its width. Pillow's own font has one weight: bold is a thin outline in its colour."""
-    font = ImageFont.load_default(size * SCALE)
-    outline = 0.5 if bold else 0.0
-    draw.text((at[0] * SCALE, at[1] * SCALE), text, colour, font, anchor, stroke_width=outline * SCALE)
-    return float(draw.textlength(text, font)) / SCALE
-
-
-def _fitted(draw: ImageDraw.ImageDraw, text: str, size: int, width: float) -> str:
-    """``text``, cut with an ellipsis if it is wider than ``width``."""
-    font = ImageFont.load_default(size * SCALE)
-    if draw.textlength(text, font) <= width * SCALE:
-        return text
-    while text and draw.textlength(text + "…", font) > width * SCALE:
-        text = text[:-1]
-    return text.rstrip() + "…"
+    write(draw, (frame.left - 12, frame.top + 1), short(frame.y[1]), 14, QUIET, "rm")
+    write(draw, (frame.right, frame.top - 1), "learning rate", 14, QUIET, "rm")

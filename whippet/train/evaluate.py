@@ -20,8 +20,9 @@ from whippet.infer.engine import evaluating, generate
 from whippet.infer.model import Model
 from whippet.infer.sampling import Sampling
 from whippet.model.decoder import Decoder
-from whippet.train.learner import Limits, Objective
+from whippet.train.learner import Limits
 from whippet.train.micro import micro_batches
+from whippet.train.objectives.sft import Objective
 
 SAMPLING = Sampling(max_new_tokens=64)
 """The likeliest answer, and of it enough to see where the model is going."""

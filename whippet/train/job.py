@@ -17,7 +17,7 @@ from whippet.infer.model import Model
 from whippet.options import Recipe
 from whippet.report.trackers import Tracker
 from whippet.train.evaluate import SamplePrompt
-from whippet.train.learner import Objective
+from whippet.train.objectives.sft import Objective
 from whippet.train.plan import Plan
 
 

@@ -8,6 +8,7 @@ or gradient is not finite, nothing moves and the place is named.
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -21,11 +22,13 @@ from whippet.model.decoder import Decoder
 from whippet.options import TrainOptions
 from whippet.train.micro import micro_batches
 from whippet.train.nonfinite import bad_gradient, bad_output
-from whippet.train.objectives.sft import Loss
-from whippet.train.optim import Parameters, gradient_norm, scale_gradients
+from whippet.train.objectives.sft import Objective
+from whippet.train.optim import Parameters, gradient_norm, scale_gradients, step_if
+from whippet.train.replay import Replays, recorder
 
-Objective = Callable[[Decoder, Batch, int], Loss]
-LEAST_CHUNK_ROWS = 64
+LEAST_CHUNK_ROWS, LEAST_TILE = 64, 4096
+SPARE = 0.2
+"""Share of a device's memory that other work (evaluation, samples) should find free."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,14 @@ class Limits:
     chunk_rows: int
     """Rows of the output matrix's product that exist at once."""
     park: int = 0
-    """Leading layers, of those that are computed again, whose inputs wait in the host's memory."""
+    """Leading layers, of those that are computed again, what of which is kept waits in the host's memory."""
+    halves: int = 0
+    """The last layers, of those that are computed again, of which the MLP half alone is."""
+    tile: int = 0
+    """Tokens of a layer that go through its MLP half at once, where that is computed again; 0: all."""
+    entire: int = 0
+    """Layers, evenly spread among the halves that are parked, which park all that they would keep, and compute nothing
+    again."""
 
     def as_dict(self) -> dict[str, int]:
         """For JSON; ``Limits(**d)`` makes it again."""
@@ -87,19 +97,33 @@ class Learner:
     ) -> None:
         self.decoder, self.parameters, self.optimizer, self.objective = decoder, parameters, optimizer, objective
         self.options, self.limits, self.tell = options, limits, tell
+        draws = any(
+            adapter.dropout > 0 for _, projection in decoder.projections() for _, adapter in projection.adapter_items()
+        )
+        self.replays = Replays(decoder, list(parameters.values()), recorder(decoder, draws=draws))
 
     def learn(self, step: Step, rate: float, seed: int) -> Learnt:
         """Do one step at the learning rate ``rate``; ``seed`` decides what dropout draws."""
         while True:
-            self.optimizer.zero_grad(set_to_none=True)
-            self.decoder.train()
+            self.replays.begin()
+            if not self.decoder.training:
+                self.decoder.train()
             self.decoder.recompute, self.decoder.park = self.limits.recompute, self.limits.park
+            self.decoder.halves, self.decoder.tile = self.limits.halves, self.limits.tile
+            self.decoder.entire = self.limits.entire
             torch.manual_seed(seed)
             learnt = self._attempt(step, rate)
             if isinstance(learnt, Learnt):
                 return learnt
             # Out of the except block, whose traceback would hold the tensors of the failed attempt.
             self._make_smaller(learnt)
+
+    def rest(self) -> None:
+        """Before other work on the device: let go of recorded work where it would leave that too little memory."""
+        if self.replays.hold_memory:
+            free, total = torch.cuda.mem_get_info(self.decoder.device)
+            if free < SPARE * total:
+                self._give_back()
 
     def _attempt(self, step: Step, rate: float) -> Learnt | Batch:
         """The step's outcome, or the micro-batch for which memory did not suffice."""
@@ -108,8 +132,7 @@ class Learner:
         num_trained = 0
         for batch in micro_batches(step.batches, self.limits.micro_tokens):
             try:
-                loss = self.objective(self.decoder, batch, self.limits.chunk_rows)
-                loss.loss_sum.backward()
+                loss = self.replays.learn(self.objective, batch, self.limits.chunk_rows, self.limits.micro_tokens)
             except torch.OutOfMemoryError:
                 return batch
             losses.append(loss.loss_sum.detach())
@@ -118,39 +141,49 @@ class Learner:
         return self._move(step, rate, losses, hits, num_trained)
 
     def _move(self, step: Step, rate: float, losses: list[Tensor], hits: list[Tensor], num_trained: int) -> Learnt:
+        """Move, if everything is finite. Nothing waits for a GPU before all of its work has been launched."""
         # A parameter that no batch reached has no gradient.
         gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
         norm = gradient_norm(gradients, step.weight_sum)
         losses_M = torch.stack(losses)
-        mean = float(losses_M.double().sum()) / step.weight_sum
-        learnt = Learnt(mean, int(torch.stack(hits).sum()) / num_trained, float(norm), num_trained)
-        if not bool(torch.isfinite(losses_M).all()):
-            batch = self._batch(step, int(torch.isfinite(losses_M).logical_not().nonzero()[0]))
-            return replace(learnt, bad_place=bad_output(self.decoder, batch), bad_batch=batch)
-        if not bool(torch.isfinite(norm)):
-            return replace(learnt, bad_place=bad_gradient(self.parameters) or "norm of the gradients")
-        scale_gradients(gradients, norm, step.weight_sum, self.options.clip)
+        is_fine = torch.isfinite(losses_M).all() & torch.isfinite(norm)
+        scale_gradients(gradients, norm, step.weight_sum, self.options.clip, is_fine)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.step()
+        step_if(self.optimizer, is_fine)
+        figures = torch.cat(
+            [losses_M.double(), torch.stack([norm.double(), torch.stack(hits).sum().double()])]
+        ).tolist()
+        *each, told_norm, correct = figures
+        learnt = Learnt(sum(each) / step.weight_sum, int(correct) / num_trained, told_norm, num_trained)
+        for index, one in enumerate(each):
+            if not math.isfinite(one):
+                batch = self._batch(step, index)
+                return replace(learnt, bad_place=bad_output(self.decoder, batch), bad_batch=batch)
+        if not math.isfinite(told_norm):
+            return replace(learnt, bad_place=bad_gradient(self.parameters) or "norm of the gradients")
         return learnt
 
     def _batch(self, step: Step, index: int) -> Batch:
         return list(micro_batches(step.batches, self.limits.micro_tokens))[index]
 
-    def _make_smaller(self, batch: Batch) -> None:
-        """Halve the micro-batches below the size that failed; if that is one document, recompute everything."""
-        self.optimizer.zero_grad(set_to_none=True)
+    def _give_back(self) -> None:
+        self.replays.clear()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def _make_smaller(self, batch: Batch) -> None:
+        """Halve the micro-batches below the size that failed; if that is one document, recompute everything."""
+        held = self.replays.hold_memory
+        self._give_back()
+        if held:  # by recorded work of other shapes, which is what did not fit beside this one
+            return
         before, layers = self.limits, self.decoder.config.num_layers
-        most = layers if self.decoder.device.type == "cuda" else 0
         if batch.num_examples > 1:
             self.limits = replace(before, micro_tokens=max(1, batch.num_tokens // 2))
-        elif before.recompute < layers or before.park < most or before.chunk_rows > LEAST_CHUNK_ROWS:
-            rows = min(before.chunk_rows, LEAST_CHUNK_ROWS)
-            self.limits = replace(before, recompute=layers, park=most, chunk_rows=rows)
+        elif (smallest := self._smallest(batch.num_tokens)) != before:
+            self.limits = smallest
         else:
             raise WhippetError(
                 f"out of memory: one document of {batch.num_tokens:,} tokens does not fit on {self.decoder.device}, "
@@ -161,4 +194,17 @@ class Learner:
         self.tell(
             f"out of memory in a micro-batch of {batch.num_tokens:,} tokens; the step is done again with "
             f"{now.micro_tokens:,} tokens at once and {now.recompute} of {layers} layers recomputed"
+        )
+
+    def _smallest(self, tokens: int) -> Limits:
+        """What takes least memory for a micro-batch of ``tokens``."""
+        layers = self.decoder.config.num_layers
+        return replace(
+            self.limits,
+            recompute=layers,
+            park=layers if self.decoder.device.type == "cuda" else 0,
+            halves=0,
+            entire=0,
+            tile=LEAST_TILE if tokens > LEAST_TILE else self.limits.tile,
+            chunk_rows=min(self.limits.chunk_rows, LEAST_CHUNK_ROWS),
         )

@@ -130,6 +130,9 @@ class Training:
         """Evaluate and sample, where this step asks for it and it was not done before a restart."""
         step, last = self.done.step, self.done.step >= self.total
         batches = self.job.eval_batches
+        due = last or self._due(self.options.eval_every) or self._due(self.options.sample_every)
+        if due:
+            self.learner.rest()
         if batches is not None and step != self._evaluated_at and (last or self._due(self.options.eval_every)):
             started = time.perf_counter()
             figures = evaluate(self.decoder, batches, self.job.objective, self.learner.limits)

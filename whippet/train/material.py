@@ -26,6 +26,9 @@ from whippet.data.report import DataReport
 from whippet.data.store import ExampleStore
 from whippet.data.weigh import Weighed
 from whippet.errors import MissingExtra, ModelError, UsageError, WhippetError
+from whippet.kernels import fp8
+from whippet.model.config import ModelConfig
+from whippet.model.size import projection_shapes
 from whippet.options import Recipe, Source
 from whippet.report.figures import size
 from whippet.train.optim import check_optimizer
@@ -106,12 +109,15 @@ def gather(recipe: Recipe, budget: int | None, *, weights: bool = True) -> Mater
     """
     _check_extras(recipe)
     device = choose_device(recipe.model.device)
+    compute = choose_compute(recipe.model.compute, recipe.model.base, device)
     folder = resolve_model(recipe.model.path, recipe.model.revision, weights=weights)
     config, quantised = read_config(folder)
     if weights or Path(recipe.model.path).is_dir() or weights_are_here(folder):
         open_checkpoint(folder, config).close()
     if quantised and recipe.model.base != "nf4":
         raise ModelError(f'{folder}: the checkpoint is 4 bit; wanted model.base = "nf4", not "{recipe.model.base}"')
+    if recipe.model.base == "fp8":
+        _check_fp8(config, device, compute)
     tokenizer = Tokenizer.load(folder)
     tokenizer.check_pad(recipe.model.pad_token)
     if tokenizer.vocab_size > config.vocab_size:
@@ -135,7 +141,7 @@ def gather(recipe: Recipe, budget: int | None, *, weights: bool = True) -> Mater
         tokens_per_step=tokens_per_step,
         budget=budget_bytes(budget, device),
         device=device,
-        compute=choose_compute(recipe.model.compute, recipe.model.base, device),
+        compute=compute,
         out=Path(recipe.out),
         tokenizer_bytes=tokenizer.num_bytes,
     )
@@ -183,6 +189,30 @@ def _batches(examples: Any, recipe: Recipe, tokens_per_step: int, max_length: in
         shuffle=shuffle,
         seed=recipe.train.seed,
     )
+
+
+def _check_fp8(config: ModelConfig, device: torch.device, compute: torch.dtype) -> None:
+    """Raise UsageError where training over FP8 weights would be no quicker, but much slower."""
+    if not fp8.supported(device):
+        raise UsageError(
+            f'model.base = "fp8" needs an NVIDIA GPU of compute capability 9.0 (Hopper) or later, and the device is '
+            f'{_told(device)}; use "bf16" or "nf4"'
+        )
+    if compute != torch.bfloat16:
+        raise UsageError(f'model.base = "fp8" needs model.compute = "bf16", met {str(compute).removeprefix("torch.")}')
+    odd = [name for name, shape in projection_shapes(config).items() if any(side % fp8.ALIGNED for side in shape)]
+    if odd:
+        raise UsageError(
+            f'model.base = "fp8" needs matrices whose sides are multiples of {fp8.ALIGNED}, and {odd[0]} is '
+            f'{list(projection_shapes(config)[odd[0]])}; use "bf16" or "nf4"'
+        )
+
+
+def _told(device: torch.device) -> str:
+    if device.type != "cuda":
+        return str(device)
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"{torch.cuda.get_device_name(device)} ({major}.{minor})"
 
 
 def _check_extras(recipe: Recipe) -> None:

@@ -77,8 +77,11 @@ def gradient_norm(gradients: Sequence[Tensor], weight_sum: float) -> Tensor:
 
 
 @torch.no_grad()
-def scale_gradients(gradients: Sequence[Tensor], norm: Tensor, weight_sum: float, clip: float) -> None:
-    """Divide summed gradients by ``weight_sum`` and clip them from ``norm`` to ``clip`` (0: do not), in place.
+def scale_gradients(
+    gradients: Sequence[Tensor], norm: Tensor, weight_sum: float, clip: float, is_fine: Tensor | None = None
+) -> None:
+    """Divide summed gradients by ``weight_sum`` and clip them from ``norm`` to ``clip`` (0: do not), in place. Where
+    ``is_fine`` (a bool scalar on their device) is false they stay as they are, so that what is wrong can be found.
 
     Division comes last, on fp32 sums, so that 16-bit backward passes work on the gradients of single tokens, which do
     not vanish in long steps.
@@ -86,7 +89,22 @@ def scale_gradients(gradients: Sequence[Tensor], norm: Tensor, weight_sum: float
     factor = torch.ones_like(norm)
     if clip:
         factor = torch.clamp(clip / (norm + 1e-6), max=1.0)
-    torch._foreach_mul_(list(gradients), factor / weight_sum)
+    factor = factor / weight_sum
+    if is_fine is not None:
+        factor = torch.where(is_fine, factor, 1.0)
+    torch._foreach_mul_(list(gradients), factor)
+
+
+def step_if(optimizer: torch.optim.Optimizer, is_fine: Tensor) -> None:
+    """``optimizer.step()`` if the bool scalar ``is_fine`` is true. torch's fused kernels look at it themselves, so that
+    nobody waits for the device; bitsandbytes' cannot."""
+    if isinstance(optimizer, torch.optim.AdamW):
+        # What torch.amp's GradScaler sets; states and their count of steps are left alone too.
+        optimizer.found_inf = is_fine.logical_not().float()  # type: ignore[attr-defined]
+        optimizer.step()
+        del optimizer.found_inf  # type: ignore[attr-defined]
+    elif bool(is_fine):
+        optimizer.step()
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Parameters) -> dict[str, Tensor]:

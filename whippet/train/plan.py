@@ -105,9 +105,14 @@ class Plan:
         yield "", f"{percent(data.num_trained / data.num_tokens)} trained; the longest has {data.longest:,} tokens"
         yield "steps", f"{self.steps:,} of about {self.tokens_per_step:,} tokens ({self.epochs:.3g} epochs)"
         yield "memory", f"peak {size(self.peak_bytes)} of {size(self.budget_bytes)}; weights {size(self.weights_bytes)}"
-        again = f"{limits.recompute} of {self.num_layers} layers recomputed"
-        again += f" ({limits.park} parked)" if limits.park else ""
-        yield "", f"micro-batches of {limits.micro_tokens:,} tokens, {again},"
+        again = f"{limits.recompute} of {self.num_layers} layers recomputed,"
+        yield "", f"micro-batches of {limits.micro_tokens:,} tokens, {again}"
+        ways = [f"{limits.halves} of them by halves"] if limits.halves else []
+        ways += [f"{limits.park} parked"] if limits.park else []
+        ways += [f"{limits.entire} entire"] if limits.entire else []
+        ways += [f"by tiles of {limits.tile:,} tokens"] if limits.tile else []
+        if ways:
+            yield "", f"{', '.join(ways)},"
         yield "", f"loss in chunks of {limits.chunk_rows:,} rows; host memory {size(self.host_bytes)}"
         yield (
             "disk",
@@ -168,7 +173,9 @@ def make_plan(
     limits = choose_limits(work, budget)
     peak = peak_bytes(work, limits)
     tokens = min(tokens_per_step, data.num_tokens)
-    flops = work.flops_per_token(limits.recompute, round(data.num_tokens / data.num_examples)) * tokens
+    length = round(data.num_tokens / data.num_examples)
+    flops = work.operations_per_token(limits, length) * tokens
+    busy = work.time_per_token(limits, length) * tokens / speed.expected_flops(device, compute)
     micro = math.ceil(tokens / limits.micro_tokens)
     idle = micro * config.num_layers * LAYER_SECONDS[device.type]
     saved = 4 * work.trained + optimizer_bytes(work.trained, work.optimizer) + checkpoint.SIDE_BYTES
@@ -206,7 +213,7 @@ def make_plan(
         + REPORT_BYTES,
         disk_free_bytes=shutil.disk_usage(existing(out)).free,
         flops_per_step=flops,
-        step_seconds=flops / speed.expected_flops(device, compute) + idle,
+        step_seconds=busy + idle,
     )
 
 

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from whippet.errors import ModelError, UsageError
+from whippet.kernels import fp8_tensor
+from whippet.kernels.fp8_tensor import FP8Tensor, quantize_fp8
 from whippet.kernels.nf4 import NF4Tensor, dequantize_nf4, join_rows, quantize_nf4
 from whippet.model.config import ModelConfig
 from whippet.model.decoder import Decoder
@@ -102,10 +104,10 @@ def load_decoder(
     """Load the checkpoint in the folder ``path`` (of ``resolve_model``), in eval mode.
 
     ``base="auto"``: nf4 if the checkpoint is quantised, fp32 if ``trainable``, else the checkpoint's own 16 or 32 bit.
-    ``nf4`` quantises the layers' projections, each part as bitsandbytes would; what else there is, is held in the
-    compute dtype. ``trainable`` makes every weight an fp32 parameter that requires a gradient (a quantised checkpoint
-    is dequantised), otherwise all are frozen. Raises ModelError for what ``open_checkpoint`` refuses, and for a weight
-    that is NaN or infinite.
+    ``nf4`` quantises the layers' projections, each part as bitsandbytes would, ``fp8`` by rows (those of a quantised
+    checkpoint are dequantised first); what else there is, is held in the compute dtype. ``trainable`` makes every
+    weight an fp32 parameter that requires a gradient (a quantised checkpoint is dequantised), otherwise all are frozen.
+    Raises ModelError for what ``open_checkpoint`` refuses, and for a weight that is NaN or infinite.
     """
     folder, where = Path(path), choose_device(device)
     config, quantised = read_config(folder)
@@ -118,8 +120,12 @@ def load_decoder(
         decoder = Decoder(config, compute_dtype=dtype, device="meta", dtype=held)
         done, total = 0, reader.total_bytes
         for entry in entries:
-            nf4 = chosen == "nf4" and entry.quantisable and _may_quantise(reader, entry, quantised)
-            _place(decoder, entry, _nf4(reader, entry, where) if nf4 else _dense(reader, entry, where, held))
+            if chosen == "nf4" and entry.quantisable and _may_quantise(reader, entry, quantised):
+                _place(decoder, entry, _nf4(reader, entry, where))
+            elif chosen == "fp8" and entry.quantisable:
+                _place(decoder, entry, _fp8(reader, entry, where))
+            else:
+                _place(decoder, entry, _dense(reader, entry, where, held))
             done += sum(reader.tensors[part.name].nbytes for part in entry.parts)
             if report is not None:
                 report(done, total)
@@ -228,6 +234,17 @@ def _nf4(reader: CheckpointReader, entry: Entry, device: torch.device) -> NF4Ten
     return parts[0] if len(parts) == 1 else join_rows(parts)
 
 
+def _fp8(reader: CheckpointReader, entry: Entry, device: torch.device) -> FP8Tensor:
+    parts = []
+    for part in entry.parts:
+        if bnb.is_quantised(reader, part.name):
+            weight = dequantize_nf4(bnb.read_nf4(reader, part.name, part.shape, device), torch.float32)
+        else:
+            weight = reader.tensor(part.name, device)
+        parts.append(quantize_fp8(weight, name=f"{reader.files[part.name]}: {part.name}"))
+    return fp8_tensor.join_rows(parts)
+
+
 def _dense(reader: CheckpointReader, entry: Entry, device: torch.device, dtype: torch.dtype) -> Tensor:
     rows = sum(part.shape[0] for part in entry.parts)
     fused = torch.empty((rows, *entry.parts[0].shape[1:]), dtype=dtype, device=device)
@@ -244,11 +261,11 @@ def _dense(reader: CheckpointReader, entry: Entry, device: torch.device, dtype: 
     return fused
 
 
-def _place(decoder: Decoder, entry: Entry, value: Tensor | NF4Tensor) -> None:
+def _place(decoder: Decoder, entry: Entry, value: Tensor | NF4Tensor | FP8Tensor) -> None:
     path, _, name = entry.ours.rpartition(".")
     module = decoder.get_submodule(path)
-    if isinstance(value, NF4Tensor):
+    if not isinstance(value, Tensor):
         assert isinstance(module, Projection)
-        module.set_nf4(value)
+        module.set_quantised(value)
     else:
         setattr(module, name, nn.Parameter(value, requires_grad=False))

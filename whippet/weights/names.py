@@ -34,7 +34,7 @@ class Entry:
     ours: str
     parts: tuple[Part, ...]
     quantisable: bool = False
-    """Whether it may be held in NF4: matrices of the layers, as in bitsandbytes' default."""
+    """Whether it may be held in NF4 or FP8: matrices of the layers, as in bitsandbytes' default."""
 
     def split(self, fused: Tensor) -> list[tuple[str, Tensor]]:
         """The checkpoint's tensors: views of ``fused``."""

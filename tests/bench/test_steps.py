@@ -1,16 +1,14 @@
-"""``whippet bench``: what it times is what the loop runs, and on a GPU the plan's peak is held."""
+"""What is timed is what the loop runs, and on a GPU the plan's peak is held."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+import itertools
 
 import pytest
 import torch
 
-from whippet import bench
-from whippet.bench import CPU_SETTINGS, SETTINGS, SHAPES, Setting, measure, random_step
-from whippet.cli.main import main
+from whippet.bench.settings import CPU_ROWS, ROWS, SHAPES, Row, Setting, shape_of
+from whippet.bench.steps import make_learner, measure, random_step, time_steps, workload
 from whippet.errors import UsageError
 from whippet.model.size import parameters
 from whippet.train.learner import Limits
@@ -21,8 +19,16 @@ SMALL = Setting("tiny", docs=3, length=40)
 
 def test_the_shapes_are_those_of_the_models() -> None:
     billions = {name: round(parameters(config) / 1e9, 2) for name, config in SHAPES.items()}
-    assert billions == {"8b": 8.03, "3b": 3.21, "1b": 1.24, "tiny": 0.0}
-    assert {setting.shape for setting in (*SETTINGS, *CPU_SETTINGS)} == set(SHAPES)
+    assert billions == {"8b": 8.03, "70b": 70.55, "3b": 3.21, "1b": 1.24, "tiny": 0.0}
+    assert {row.setting.shape for row in (*ROWS, *CPU_ROWS)} == set(SHAPES)
+    assert all(shape_of(config) == name for name, config in SHAPES.items())
+
+
+def test_rows_have_names_of_their_own_and_warm_up() -> None:
+    rows = (*ROWS, *CPU_ROWS)
+    assert len({row.name for row in rows}) == len(rows)
+    assert all(row.warmup >= 3 for row in rows)  # compiled, recorded, replayed
+    assert Row("x", SMALL, "cold").needs == ("--checkpoint",) and Row("x", SMALL).needs == ()
 
 
 def test_a_step_has_the_tokens_that_it_says() -> None:
@@ -40,7 +46,19 @@ def test_figures_agree_with_each_other() -> None:
     assert max(map(len, str(measured).splitlines())) <= 80
 
 
-@pytest.mark.parametrize("base", ["nf4", "bf16"])
+def test_as_many_steps_are_done_as_asked_and_each_is_told() -> None:
+    learner, _ = make_learner(SMALL, CPU)
+    times, peak = time_steps(learner, (random_step(SMALL, 1536, number) for number in itertools.count()), 3)
+    assert [(one.tokens, one.examples) for one in times] == [(120, 3)] * 3 and peak.allocated is None
+    assert len({one.loss for one in times}) == 3
+
+
+def test_a_workload_of_other_lengths() -> None:
+    work = workload(SMALL, CPU, longest=77, tokens=999)
+    assert (work.longest, work.tokens_per_step, work.config) == (77, 999, SHAPES["tiny"])
+
+
+@pytest.mark.parametrize("base", ["nf4", "fp8", "bf16"])
 def test_limits_change_no_loss(base: str) -> None:
     setting = Setting("tiny", docs=3, length=40, base=base)  # type: ignore[arg-type]
     losses = {
@@ -53,17 +71,6 @@ def test_limits_change_no_loss(base: str) -> None:
 def test_a_budget_that_holds_nothing_is_refused() -> None:
     with pytest.raises(UsageError, match="training needs at least"):
         measure(Setting("tiny", budget="1MiB"), CPU, steps=1, warmup=0)
-
-
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "CPU_SETTINGS", (SMALL,))
-    assert main(["bench", "--steps", "2", "--device", "cpu", "--json", "--out", str(tmp_path / "b.json")]) == 0
-    out, err = capsys.readouterr()
-    told = json.loads(out)
-    assert told == json.loads((tmp_path / "b.json").read_text())
-    assert told["results"][0]["setting"]["shape"] == "tiny" and told["versions"]["torch"] == torch.__version__
-    assert told["command"] == "whippet bench --steps 2 --device cpu" and "tokens/s" in err
-    assert main(["bench", "9b"]) == 2 and main(["bench", "--steps", "0"]) == 2
 
 
 @pytest.mark.gpu

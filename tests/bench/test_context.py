@@ -1,0 +1,41 @@
+"""The longest context: what is told is the planner's, and what is run is that length under the cap."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from whippet.bench import context
+from whippet.bench.context import longest, measured_context, planned_context
+from whippet.bench.settings import CAPS, ROWS, Setting
+from whippet.errors import UsageError
+
+SETTING = next(row.setting for row in ROWS if row.kind == "context")
+
+
+def test_more_memory_holds_more() -> None:
+    told = [planned_context(SETTING, cap) for cap in CAPS]
+    lengths = [side.value for side in told]
+    assert all(side.planned for side in told) and lengths == sorted(lengths) and len(set(lengths)) == len(CAPS)
+    assert told[0].peak is not None and 0.97 * 16e9 < told[0].peak <= 16e9
+
+
+@pytest.mark.parametrize("cap", ["1MB", "auto", "16", "much"])
+def test_caps_that_are_none(cap: str) -> None:
+    with pytest.raises(UsageError):
+        longest(SETTING, cap)
+
+
+def test_the_host_must_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(context, "host_room", lambda: 2**20)
+    with pytest.raises(UsageError, match="of the host's memory would be pinned"):
+        measured_context(SETTING, "16GB", torch.device("cpu"))
+
+
+def test_it_is_that_length_which_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = Setting("tiny", docs=1, rank=4)
+    monkeypatch.setattr(context, "host_room", lambda: 2**40)
+    side = measured_context(small, "41MB", torch.device("cpu"))
+    found = longest(small, "41MB")
+    assert side.value == found.tokens and not side.planned
+    assert side.details["setting"]["length"] == found.tokens and side.details["limits"] == found.limits.as_dict()

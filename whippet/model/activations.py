@@ -1,0 +1,104 @@
+"""What a layer keeps between its forward and its backward pass, and what it takes at its highest in the backward pass.
+
+In: a ``ModelConfig``, how the layer is held, and which way it goes: ``kept`` (nothing is computed again), ``half`` (the
+MLP half is, from the residual sum after attention) or ``whole`` (everything is, from the layer's input). Out: bytes.
+H: hidden. F: intermediate. Q, K: query and key-value heads. D: head_dim. E = (Q + 2K) D. C: tokens of a tile.
+``item`` is the bytes of the compute dtype (2 for bf16).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from whippet.model.config import ModelConfig
+from whippet.model.size import NF4_HALVED, dense_bytes, projection_shapes
+
+Way = Literal["kept", "half", "whole"]
+ATTENTION_HALF = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Bytes a token of what one layer's backward pass reads."""
+
+    x: int
+    """The layer's input."""
+    attention: int
+    """What the attention half keeps besides."""
+    sum: int
+    """The residual sum after it."""
+    mlp: int
+    """What the MLP half keeps besides."""
+
+    @property
+    def half(self) -> int:
+        """All but the MLP half's."""
+        return self.x + self.attention + self.sum
+
+    @property
+    def whole(self) -> int:
+        return self.half + self.mlp
+
+
+def kept_bytes(config: ModelConfig, item: int, lora_r: int, targets: Sequence[str], *, dropout: bool = False) -> Kept:
+    """``lora_r`` 0 means that every weight is trained.
+
+    The two residual streams ``H``, the turned qkv ``E``, attention's output ``QD`` (which is also the input of
+    ``o_proj``), gate_up ``2F``, and ``x A^T`` of ``r`` numbers for each target; attention's log-sum-exp ``Q`` and two
+    norms' scales in fp32. Norms and activations are made again. Dropout keeps a copy of the input for each target.
+    """
+    shapes = projection_shapes(config)
+    numbers = {True: config.qkv_size + config.num_heads * config.head_dim, False: 2 * config.intermediate_size}
+    for target in targets if lora_r else ():
+        numbers[target in ATTENTION_HALF] += lora_r + (shapes[target][1] if dropout else 0)
+    stream = config.hidden_size * item
+    return Kept(stream, numbers[True] * item + (config.num_heads + 1) * 4, stream, numbers[False] * item + 4)
+
+
+def highest_bytes(
+    config: ModelConfig, base: str, item: int, kept: Kept, way: Way, tokens: int, tile: int = 0, *, in_place: bool
+) -> int:
+    """What a layer takes at the highest moment of its backward pass, all that it keeps or computes again included.
+
+    One such moment is in the MLP half, beside the whole of what the layer keeps and the residual stream's gradient
+    ``H``. By tiles it is C tokens wide, and else the ``whole`` way also holds what attention adds. The other is
+    attention's backward pass, when the MLP half's are gone: the gradients of its output ``QD`` and of qkv ``E``, and in
+    fp32 sums for the queries, for keys and values that heads share, and two numbers a query.
+    """
+    tiled = 0 < tile < tokens
+    stream = config.hidden_size * item * tokens
+    held = (kept.x + kept.attention) * tokens
+    mlp = _mlp_bytes(config, base, item, kept, way, tile if tiled else tokens, tiled=tiled, in_place=in_place)
+    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    sums = 4 * queries + (8 * keys if keys < queries else 0) + 8 * config.num_heads
+    attention = ((queries + config.qkv_size) * item + sums) * tokens
+    # Without tiles the gradient of the output is still there beside that of the sum.
+    grads = 2 * stream if way == "whole" and not tiled else stream
+    return max(held + kept.sum * tokens + stream + mlp, held + grads + attention)
+
+
+def _mlp_bytes(
+    config: ModelConfig, base: str, item: int, kept: Kept, way: Way, tokens: int, *, tiled: bool, in_place: bool
+) -> int:
+    """The MLP half's own, for ``tokens`` at once.
+
+    The highest moments: at the down projection the gradient of the activation ``F`` and the weight; then the activation
+    made again in that place (``in_place`` the gradient of gate_up takes gate_up's place, else it has ``2F`` of its
+    own); at gate_up its gradient ``H``, the input that is made again, and the weight (or half of it); and before all
+    that, where gate_up is computed again, its input and the weight. A weight is there in the compute dtype; under fp8
+    it is its codes transposed, and the codes of the gradient beside them.
+    """
+    hidden, inner = config.hidden_size, config.intermediate_size
+    stream = hidden * item * tokens
+    apart = 0 if in_place else 2 * inner * item * tokens
+    weight = 2 * inner * hidden
+    made = weight // 2 if base == "nf4" and weight >= NF4_HALVED else weight
+    codes = tokens if base == "fp8" else 0
+    activation = inner * item * tokens + apart + 2 * inner * codes
+    down = inner * item * tokens + hidden * codes + dense_bytes(weight // 2, base, item)
+    gate_up = 2 * stream + apart + 2 * inner * codes + dense_bytes(made, base, item)
+    forward = stream * (2 if way == "whole" and not tiled else 1) + hidden * codes
+    forward += 0 if base == "fp8" else dense_bytes(weight, base, item)
+    return kept.mlp * tokens + max(activation, down, gate_up, forward) + (stream if tiled else 0)

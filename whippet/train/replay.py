@@ -1,0 +1,196 @@
+"""Forward and backward pass of a micro-batch as one launch: recorded once a shape as a CUDA graph, then replayed.
+
+A step of a small model, or of few tokens, is thousands of kernels of a few microseconds, and Python launches no more
+than one in ten. A recorded graph is launched whole. The first micro-batch of a shape runs as it is written (kernels are
+compiled and tuned then), the second is recorded, and from there on it is replayed with other numbers in the same
+memory. ``shapes.py`` makes the shapes few.
+
+Gradients. The graph that is recorded first leaves them where the backward pass formed them, and there they stay: every
+replay writes over them. All later graphs, and work that is not replayed, add to them; they are zeroed before the first
+micro-batch of a step, if that does not write over them.
+
+Comes in: micro-batches. Goes out: their losses; gradients in ``parameter.grad``. Everything here can be left out, and
+nothing but time changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from whippet.data.batches import Batch
+from whippet.kernels.attention import backend
+from whippet.kernels.copies import Copies
+from whippet.model.decoder import Decoder
+from whippet.train.objectives.sft import Loss, Objective
+from whippet.train.shapes import Shape, padded, shape_of
+
+T = TypeVar("T")
+MOST_GRAPHS = 48
+"""Each holds some megabytes of launches on the device; shapes beyond those are not recorded."""
+
+
+class Graph(Protocol):
+    """Work that was recorded."""
+
+    def replay(self) -> None: ...
+
+
+class Record(Protocol):
+    """Records what a function does. Its result's tensors hold nothing before the graph is replayed."""
+
+    def __call__(self, work: Callable[[], T]) -> tuple[Graph, T]: ...
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a graph is for. ``adds``: to the gradients that there are."""
+
+    shape: Shape
+    limits: tuple[int, ...]
+    adds: bool
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A graph, with the tensors that it reads and writes."""
+
+    graph: Graph
+    batch: Batch
+    loss: Loss
+
+
+class Replays:
+    """Recorded work of one decoder. ``record`` None: nothing is recorded, and every micro-batch runs as written."""
+
+    def __init__(self, decoder: Decoder, parameters: Sequence[nn.Parameter], record: Record | None) -> None:
+        self._decoder, self._parameters, self._record = decoder, list(parameters), record
+        self._graphs: dict[Key, Recorded] = {}
+        self._met: set[Key] = set()
+        self._gradients: list[Tensor] | None = None
+        self._copies: Copies | None = None
+        self._versions = -1
+        self._fresh = True
+
+    @property
+    def hold_memory(self) -> bool:
+        """Whether graphs hold memory that ``clear`` would give back."""
+        return bool(self._graphs)
+
+    def begin(self) -> None:
+        """A new step: gradients so far count no more."""
+        self._fresh = True
+        if self._gradients is None:
+            for parameter in self._parameters:
+                parameter.grad = None
+
+    def clear(self) -> None:
+        """Give back all memory, gradients included. What is met again is recorded again, at once."""
+        self._graphs.clear()
+        self._gradients = self._copies = None
+        self._versions = -1
+        self.begin()
+
+    def learn(self, objective: Objective, batch: Batch, chunk_rows: int, most_tokens: int) -> Loss:
+        """The loss of ``batch``, whose gradient is added to what this step has. ``num_trained`` is of ``batch``."""
+        if self._record is None:
+            loss = objective(self._decoder, batch, chunk_rows)
+            loss.loss_sum.backward()
+            return loss
+        batch = batch.with_rows()
+        assert batch.rows is not None
+        num_trained = len(batch.rows)
+        shape = shape_of(batch, most_tokens)
+        batch = _pinned(padded(batch, shape), self._decoder.device)
+        key = self._key(shape, chunk_rows)
+        if key.adds and self._fresh and self._gradients is not None:
+            torch._foreach_zero_(self._gradients)
+        self._fresh = False
+        recorded = self._graphs.get(key)
+        if recorded is None and self._is_due(key):
+            self._renew()  # not within the graph
+            recorded = self._recorded(objective, key, batch, chunk_rows)
+        if recorded is None:
+            loss = objective(self._decoder, batch, chunk_rows)
+            loss.loss_sum.backward()
+            self._met.add(replace(key, adds=False))
+        else:
+            self._renew()
+            for name, target in recorded.batch.tensors().items():
+                target.copy_(batch.tensors()[name], non_blocking=True)
+            recorded.graph.replay()
+            loss = recorded.loss
+        return Loss(loss.loss_sum.detach().clone(), loss.correct.clone(), num_trained)
+
+    def _key(self, shape: Shape, chunk_rows: int) -> Key:
+        """What this micro-batch asks for. The graph that writes gradients serves only the first of a step."""
+        decoder = self._decoder
+        limits = (decoder.recompute, decoder.park, decoder.halves, decoder.tile, decoder.entire, chunk_rows)
+        writes = Key(shape, limits, adds=False)
+        may_write = self._fresh and (self._gradients is None or writes in self._graphs)
+        return writes if may_write else replace(writes, adds=True)
+
+    def _is_due(self, key: Key) -> bool:
+        """Whether ``key`` was met before, in either form: its kernels are ready then."""
+        return replace(key, adds=False) in self._met and len(self._graphs) < MOST_GRAPHS
+
+    def _recorded(self, objective: Objective, key: Key, batch: Batch, chunk_rows: int) -> Recorded:
+        """Record ``key``; its tensors are made here, and hold ``batch``."""
+        assert self._record is not None
+        there = batch.to(self._decoder.device)
+
+        def work() -> Loss:
+            loss = objective(self._decoder, there, chunk_rows)
+            loss.loss_sum.backward()
+            return Loss(loss.loss_sum.detach(), loss.correct, loss.num_trained)
+
+        graph, loss = self._record(work)
+        if self._gradients is None:
+            self._gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        self._graphs[key] = Recorded(graph, there, loss)
+        return self._graphs[key]
+
+    def _renew(self) -> None:
+        """Bring the copies that projections keep of their factors up to date, if a factor has changed."""
+        versions = sum(parameter._version for parameter in self._parameters)
+        if versions == self._versions:
+            return
+        self._versions = versions
+        projections = [projection for _, projection in self._decoder.projections()]
+        if self._copies is None:
+            pairs = [pair for projection in projections for pair in projection.copied_factors()]
+            self._copies = Copies(pairs) if pairs else None
+        if self._copies is not None:
+            self._copies.run()
+        for projection in projections:
+            projection.mark_copied()
+
+
+def recorder(decoder: Decoder, *, draws: bool) -> Record | None:
+    """How work of ``decoder`` is recorded: not at all on a CPU, where random numbers are drawn (dropout), or where
+    attention looks at the borders of documents before it is launched."""
+    device = decoder.device
+    if device.type != "cuda" or draws or backend(device, decoder.compute_dtype, decoder.config.head_dim) == "sdpa":
+        return None
+    return partial(_record, device, torch.cuda.graph_pool_handle())
+
+
+def _record(device: torch.device, pool: Any, work: Callable[[], T]) -> tuple[Graph, T]:
+    graph = torch.cuda.CUDAGraph()
+    # Other threads (TensorBoard's, a tracker's) may go on as they please.
+    with torch.cuda.device(device), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        result = work()
+    return graph, result
+
+
+def _pinned(batch: Batch, device: torch.device) -> Batch:
+    """``batch`` where a GPU can fetch it without anybody waiting."""
+    if device.type != "cuda":
+        return batch
+    pinned: dict[str, Any] = {name: tensor.pin_memory() for name, tensor in batch.tensors().items()}
+    return replace(batch, **pinned)
