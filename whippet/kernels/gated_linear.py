@@ -230,6 +230,10 @@ def _launch(
     largest_T: Tensor | None,
 ) -> None:
     num_rows, width = dhidden_TF.shape
+    if du_TR is not None and a_RF is not None and dhidden_TF.dtype == torch.float32:
+        # No training computes in fp32 on a GPU, and torch's own product is the more exact one.
+        dhidden_TF.addmm_(du_TR, a_RF)
+        du_TR = a_RF = None
     rank = 0 if du_TR is None else du_TR.shape[1]
     if du_TR is None or a_RF is None or not rank:
         du_TR = a_RF = dhidden_TF  # not read

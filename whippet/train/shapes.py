@@ -15,8 +15,11 @@ from whippet.data.batches import Batch
 from whippet.kernels.triton_jit import power_of_two
 
 GRAIN = 64
-"""Tokens of a padded micro-batch are a multiple of this, and of 1/32 of the next power of two."""
-SHORTEST = 256
+"""Tokens of a padded micro-batch are a multiple of this at least."""
+FEW, COARSE, FINE = 2048, 8, 32
+"""Up to so few tokens a GPU reads weights for most of a step, and some tokens more cost little: there they are a
+multiple of 1/8 of the next power of two, beyond of 1/32."""
+SHORTEST = 512
 """Below this, the length of the longest document makes no difference to anybody."""
 
 
@@ -35,7 +38,7 @@ def shape_of(batch: Batch, most_tokens: int) -> Shape:
     """The least shape that ``batch`` (with its rows) fits in. ``most_tokens``: beyond those nothing is added."""
     assert batch.rows is not None
     tokens = batch.num_tokens
-    grain = max(GRAIN, power_of_two(tokens) // 32)
+    grain = max(GRAIN, power_of_two(tokens) // (COARSE if tokens <= FEW else FINE))
     tokens = max(tokens, min(-(-tokens // grain) * grain, most_tokens))
     added = tokens - batch.num_tokens
     quarter = -(-tokens // 4)
