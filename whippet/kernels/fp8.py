@@ -68,7 +68,7 @@ ALIGNED = 16
 WIDEST = 32768
 """Columns up to which a program holds its row in registers; a wider one is read twice."""
 WIDE_BLOCK = 8192
-ROWS, COLUMNS, WARPS = 8, 512, 8
+ROWS, COLUMNS, WARPS = 16, 256, 8
 """Of one program that is told the largest numbers: 16 a thread, and eight rows share the scales of columns, which are
 twice as many bytes as a row itself."""
 TILE = 32

@@ -35,7 +35,7 @@ from whippet.kernels.frozen_linear import LoraPart, Stacked, Weight
 from whippet.kernels.tiles import low_rank, raise_largest, tile_of
 from whippet.kernels.triton_jit import tl
 
-ROWS, COLUMNS, WARPS = 32, 64, 4
+ROWS, COLUMNS, WARPS = 16, 64, 4
 """Of one program of the backward pass: 16 numbers of each of its three tensors a thread, 128 bytes of a row, which are
 a line of memory. Small programs wait for each other's barriers least."""
 

@@ -26,7 +26,7 @@ from whippet.kernels.triton_jit import tl
 
 BLOCK = 1024
 """Columns of one program."""
-ROWS, COLUMNS, WARPS = 32, 64, 4
+ROWS, COLUMNS, WARPS = 16, 128, 4
 """Of one program that adds u · Bᵀ first: 16 numbers of gate and as many of up a thread, 128 bytes of a row, which are a
 line of memory. With fewer rows B would be read as often as gate_up itself."""
 
