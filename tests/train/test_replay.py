@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from whippet.data.batches import IGNORED, Batch, make_batch
+from whippet.train import replay
 from whippet.train.learner import Learner, Limits
 from whippet.train.objectives import sft
-from whippet.train.replay import MOST_GRAPHS, Replays
+from whippet.train.replay import Replays
 from whippet.train.shapes import GRAIN, Shape, padded, shape_of
 
 PACKS = [[7, 12, 3], [20, 9], [5, 16, 4, 11], [7, 12, 3], [6, 14], [20, 9], [7, 12, 3], [5, 16, 4, 11]]
@@ -33,7 +34,14 @@ class Tape:
 
     def __init__(self, parameters: list[nn.Parameter]) -> None:
         self.parameters = parameters
-        self.graphs = self.replays = 0
+        self.graphs = self.replays = self.forgotten = 0
+        self.roomy = True
+
+    def forget(self) -> None:
+        self.forgotten += 1
+
+    def has_room(self) -> bool:
+        return self.roomy
 
     def __call__(self, work: Callable[[], Any]) -> tuple[Any, Any]:
         self.graphs += 1
@@ -143,14 +151,59 @@ def test_running_out_of_memory_beside_recorded_work_makes_nothing_smaller() -> N
     assert learner.limits.micro_tokens < 130
 
 
-def test_graphs_are_not_without_number() -> None:
+def test_without_memory_to_record_it_goes_on_as_written() -> None:
+    plain, other = make_learner(), make_learner()
+    tape = recorded(other)
+
+    class Tight(Tape):
+        def __call__(self, work: Callable[[], Any]) -> tuple[Any, Any]:
+            super().__call__(work)
+            raise torch.OutOfMemoryError
+
+    other.replays = Replays(other.decoder, tape.parameters, Tight(tape.parameters))
+    for number in range(4):
+        step = ragged_step([PACKS[0]], seed=number)
+        plain.learn(step, 1e-2, number)
+        other.learn(step, 1e-2, number)
+    torch.testing.assert_close(weights_of(other), weights_of(plain), rtol=1e-4, atol=3e-6)
+    assert not other.replays.hold_memory and other.limits == plain.limits
+
+
+def test_copies_of_factors_that_moved_are_found_where_they_are() -> None:
+    plain, other = make_learner(), make_learner()
+    tape = recorded(other)
+    for number in range(6):
+        step = ragged_step([PACKS[0]], seed=number)
+        plain.learn(step, 1e-2, number)
+        if number == 3:
+            other.decoder.layers[0].qkv._stacked = None
+        other.learn(step, 1e-2, number)
+    torch.testing.assert_close(weights_of(other), weights_of(plain), rtol=1e-4, atol=3e-6)
+    assert tape.forgotten >= 1
+
+
+def test_graphs_are_not_without_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "MOST_GRAPHS", 3)
     learner = make_learner()
     tape = recorded(learner)
-    for number in range(MOST_GRAPHS + 6):
-        step = make_step([documents([GRAIN * (number + 1) - 2], number)])
-        for _ in range(2):
-            learner.learn(step, 1e-3, number)
-    assert tape.graphs == MOST_GRAPHS
+    for length in (60, 120, 180, 250, 500):
+        for number in range(2):
+            learner.learn(make_step([documents([length], number)]), 1e-3, number)
+    assert tape.graphs == 3
+
+
+@pytest.mark.parametrize("micro", [10**6, 32])
+def test_recorded_work_makes_room_for_other_shapes(micro: int) -> None:
+    """Where both do not fit: also in the middle of a step, whose gradients so far are kept."""
+    plain, other = (make_learner(limits=Limits(micro, 0, 16)) for _ in range(2))
+    tape = recorded(other)
+    tape.roomy = False
+    for number in range(8):
+        step = ragged_step([*PACKS[number % 2 : number % 2 + 1 + number % 3], [70 + 64 * (number // 3)]], seed=number)
+        told, wanted = other.learn(step, 1e-2, number), plain.learn(step, 1e-2, number)
+        assert told.grad_norm == pytest.approx(wanted.grad_norm, rel=1e-5)
+        torch.testing.assert_close(weights_of(other), weights_of(plain), rtol=1e-4, atol=3e-6)
+    assert tape.forgotten and tape.replays
 
 
 def test_what_is_not_finite_is_named_and_the_next_step_is_as_if_it_had_not_been() -> None:

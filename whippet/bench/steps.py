@@ -151,13 +151,14 @@ def make_learner(
     train = TrainOptions(learning_rate=RATE, optimizer=setting.optimizer)
     check_optimizer(train)
     work = work or workload(setting, device)
+    budget = budget_bytes(parse_bytes(setting.budget, "budget"), device)
     if limits is None:
-        limits = choose_limits(work, budget_bytes(parse_bytes(setting.budget, "budget"), device))
+        limits = choose_limits(work, budget)
     decoder = random_decoder(work.config, setting.base, device, _compute(device))
     lora.attach(decoder, options, 0)
     parameters = trained_parameters(decoder, "lora")
     tell = partial(print, file=sys.stderr)
-    return Learner(decoder, parameters, make_optimizer(parameters, train), sft.loss, train, limits, tell), work
+    return Learner(decoder, parameters, make_optimizer(parameters, train), sft.loss, train, limits, tell, budget), work
 
 
 def workload(

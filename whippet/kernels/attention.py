@@ -20,6 +20,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import warnings
 from collections.abc import Iterator
 from functools import cache
 from itertools import groupby, pairwise
@@ -147,6 +148,8 @@ def _flash_attn_4_function() -> Any:
     if folder is not None:
         os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(folder))
         os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
+    # It tells its own developers about an argument that it passes itself.
+    warnings.filterwarnings("ignore", message="Argument aux_data", category=UserWarning)
     return importlib.import_module("flash_attn.cute").flash_attn_varlen_func
 
 

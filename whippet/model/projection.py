@@ -177,6 +177,11 @@ class Projection(nn.Module):
         """The factors, and where products read copies of them; nothing if none have been made yet."""
         return [] if self._stacked is None else self._stacked.pairs(self._lora_parts(None))
 
+    @property
+    def copies(self) -> Stacked | None:
+        """Where those copies lie."""
+        return self._stacked
+
     def mark_copied(self) -> None:
         """What ``copied_factors`` tells has been copied as it is now."""
         if self._stacked is not None:

@@ -94,13 +94,15 @@ class Learner:
         options: TrainOptions,
         limits: Limits,
         tell: Callable[[str], None],
+        budget: int | None = None,
     ) -> None:
+        """``budget``: bytes of the device that training may take, where that is less than is free."""
         self.decoder, self.parameters, self.optimizer, self.objective = decoder, parameters, optimizer, objective
         self.options, self.limits, self.tell = options, limits, tell
         draws = any(
             adapter.dropout > 0 for _, projection in decoder.projections() for _, adapter in projection.adapter_items()
         )
-        self.replays = Replays(decoder, list(parameters.values()), recorder(decoder, draws=draws))
+        self.replays = Replays(decoder, list(parameters.values()), recorder(decoder, draws=draws, budget=budget))
 
     def learn(self, step: Step, rate: float, seed: int) -> Learnt:
         """Do one step at the learning rate ``rate``; ``seed`` decides what dropout draws."""

@@ -47,8 +47,9 @@ class Training:
         self.parameters = trained_parameters(self.decoder, self.options.method)
         self.optimizer = make_optimizer(self.parameters, self.options)
         self.learner = Learner(
-            self.decoder, self.parameters, self.optimizer, job.objective, self.options, job.plan.limits, display.note
-        )
+            self.decoder, self.parameters, self.optimizer, job.objective, self.options, job.plan.limits, display.note,
+            job.plan.budget_bytes,
+        )  # fmt: skip
         self.done = Progress()
         self.saved_at: int | None = None
         self.log, self.samples, self.bad_steps = (

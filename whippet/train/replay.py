@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from whippet.data.batches import Batch
 from whippet.kernels.attention import backend
 from whippet.kernels.copies import Copies
+from whippet.kernels.frozen_linear import Stacked
 from whippet.model.decoder import Decoder
 from whippet.train.objectives.sft import Loss, Objective
 from whippet.train.shapes import Shape, padded, shape_of
@@ -41,10 +41,20 @@ class Graph(Protocol):
     def replay(self) -> None: ...
 
 
-class Record(Protocol):
-    """Records what a function does. Its result's tensors hold nothing before the graph is replayed."""
+class Recorder(Protocol):
+    """How work is recorded."""
 
-    def __call__(self, work: Callable[[], T]) -> tuple[Graph, T]: ...
+    def __call__(self, work: Callable[[], T]) -> tuple[Graph, T]:
+        """Record what a function does. Its result's tensors hold nothing before the graph is replayed."""
+        ...
+
+    def forget(self) -> None:
+        """Nothing that was recorded is there any more."""
+        ...
+
+    def has_room(self) -> bool:
+        """Whether a pass may run as written beside what has been recorded, whose memory it cannot use."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -68,14 +78,17 @@ class Recorded:
 class Replays:
     """Recorded work of one decoder. ``record`` None: nothing is recorded, and every micro-batch runs as written."""
 
-    def __init__(self, decoder: Decoder, parameters: Sequence[nn.Parameter], record: Record | None) -> None:
+    def __init__(self, decoder: Decoder, parameters: Sequence[nn.Parameter], record: Recorder | None) -> None:
         self._decoder, self._parameters, self._record = decoder, list(parameters), record
         self._graphs: dict[Key, Recorded] = {}
         self._met: set[Key] = set()
         self._gradients: list[Tensor] | None = None
+        self._projections = [projection for _, projection in decoder.projections()]
         self._copies: Copies | None = None
+        self._places: list[Stacked | None] = []
         self._versions = -1
         self._fresh = True
+        self._is_off = False
 
     @property
     def hold_memory(self) -> bool:
@@ -85,15 +98,15 @@ class Replays:
     def begin(self) -> None:
         """A new step: gradients so far count no more."""
         self._fresh = True
+        if not self._graphs:
+            self._gradients = None
         if self._gradients is None:
             for parameter in self._parameters:
                 parameter.grad = None
 
     def clear(self) -> None:
         """Give back all memory, gradients included. What is met again is recorded again, at once."""
-        self._graphs.clear()
-        self._gradients = self._copies = None
-        self._versions = -1
+        self._forget()
         self.begin()
 
     def learn(self, objective: Objective, batch: Batch, chunk_rows: int, most_tokens: int) -> Loss:
@@ -107,6 +120,7 @@ class Replays:
         num_trained = len(batch.rows)
         shape = shape_of(batch, most_tokens)
         batch = _pinned(padded(batch, shape), self._decoder.device)
+        self._look_at_places()
         key = self._key(shape, chunk_rows)
         if key.adds and self._fresh and self._gradients is not None:
             torch._foreach_zero_(self._gradients)
@@ -114,8 +128,12 @@ class Replays:
         recorded = self._graphs.get(key)
         if recorded is None and self._is_due(key):
             self._renew()  # not within the graph
-            recorded = self._recorded(objective, key, batch, chunk_rows)
+            try:
+                recorded = self._recorded(objective, key, batch, chunk_rows)
+            except torch.OutOfMemoryError:
+                self._give_up(key)
         if recorded is None:
+            self._make_room()
             loss = objective(self._decoder, batch, chunk_rows)
             loss.loss_sum.backward()
             self._met.add(replace(key, adds=False))
@@ -135,9 +153,28 @@ class Replays:
         may_write = self._fresh and (self._gradients is None or writes in self._graphs)
         return writes if may_write else replace(writes, adds=True)
 
+    def _make_room(self) -> None:
+        """Before a pass as written: drop recorded work, if there is not enough memory for both. Gradients that a step
+        has by now stay."""
+        if self._graphs and self._record is not None and not self._record.has_room():
+            self._forget()
+
+    def _forget(self) -> None:
+        self._graphs.clear()
+        if self._record is not None:
+            self._record.forget()
+
     def _is_due(self, key: Key) -> bool:
         """Whether ``key`` was met before, in either form: its kernels are ready then."""
-        return replace(key, adds=False) in self._met and len(self._graphs) < MOST_GRAPHS
+        return not self._is_off and replace(key, adds=False) in self._met and len(self._graphs) < MOST_GRAPHS
+
+    def _give_up(self, key: Key) -> None:
+        """There is not the memory to record: run as written from now on."""
+        self._is_off = True
+        self._forget()
+        if not key.adds:
+            for parameter in self._parameters:
+                parameter.grad = None  # of work that was recorded in part, and never done
 
     def _recorded(self, objective: Objective, key: Key, batch: Batch, chunk_rows: int) -> Recorded:
         """Record ``key``; its tensors are made here, and hold ``batch``."""
@@ -155,37 +192,66 @@ class Replays:
         self._graphs[key] = Recorded(graph, there, loss)
         return self._graphs[key]
 
+    def _look_at_places(self) -> None:
+        """Graphs read the copies of factors where they lay: drop what reads others."""
+        places = [projection.copies for projection in self._projections]
+        if len(places) != len(self._places) or any(a is not b for a, b in zip(places, self._places, strict=True)):
+            self._places, self._copies, self._versions = places, None, -1
+            self._forget()
+
     def _renew(self) -> None:
         """Bring the copies that projections keep of their factors up to date, if a factor has changed."""
         versions = sum(parameter._version for parameter in self._parameters)
         if versions == self._versions:
             return
         self._versions = versions
-        projections = [projection for _, projection in self._decoder.projections()]
         if self._copies is None:
-            pairs = [pair for projection in projections for pair in projection.copied_factors()]
+            pairs = [pair for projection in self._projections for pair in projection.copied_factors()]
             self._copies = Copies(pairs) if pairs else None
         if self._copies is not None:
             self._copies.run()
-        for projection in projections:
+        for projection in self._projections:
             projection.mark_copied()
 
 
-def recorder(decoder: Decoder, *, draws: bool) -> Record | None:
+class CudaRecorder:
+    """CUDA graphs that share their memory, since one is replayed at a time. All of a process' memory on the device
+    shall stay within ``budget`` bytes."""
+
+    def __init__(self, device: torch.device, budget: int | None) -> None:
+        self._device, self._budget = device, budget
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, work: Callable[[], T]) -> tuple[Graph, T]:
+        graph = torch.cuda.CUDAGraph()
+        # Other threads (TensorBoard's, a tracker's) may go on as they please.
+        with (
+            torch.cuda.device(self._device),
+            torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
+        ):
+            result = work()
+        return graph, result
+
+    def forget(self) -> None:
+        """A pool that no graph uses any more must not be recorded into again, so there is a new one."""
+        self._pool = torch.cuda.graph_pool_handle()
+        torch.cuda.empty_cache()
+
+    def has_room(self) -> bool:
+        """A pass takes about what the recorded ones hold, which is what is reserved and belongs to no tensor."""
+        reserved = torch.cuda.memory_reserved(self._device)
+        wanted = reserved - torch.cuda.memory_allocated(self._device)
+        free, _ = torch.cuda.mem_get_info(self._device)
+        return wanted <= (free if self._budget is None else min(free, self._budget - reserved))
+
+
+def recorder(decoder: Decoder, *, draws: bool, budget: int | None = None) -> Recorder | None:
     """How work of ``decoder`` is recorded: not at all on a CPU, where random numbers are drawn (dropout), or where
     attention looks at the borders of documents before it is launched."""
     device = decoder.device
     if device.type != "cuda" or draws or backend(device, decoder.compute_dtype, decoder.config.head_dim) == "sdpa":
         return None
-    return partial(_record, device, torch.cuda.graph_pool_handle())
-
-
-def _record(device: torch.device, pool: Any, work: Callable[[], T]) -> tuple[Graph, T]:
-    graph = torch.cuda.CUDAGraph()
-    # Other threads (TensorBoard's, a tracker's) may go on as they please.
-    with torch.cuda.device(device), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        result = work()
-    return graph, result
+    return CudaRecorder(device, budget)
 
 
 def _pinned(batch: Batch, device: torch.device) -> Batch:
