@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from whippet.bench import chart
 from whippet.bench.chart import BAR, LABELS, MARGIN, OURS, RATIOS, THEIRS, TOP, WIDTH, draw, pairs
 from whippet.bench.results import Result, Side
 
@@ -59,3 +60,24 @@ def test_any_results_make_a_picture(tmp_path: Path, results: list[Result]) -> No
     for about in ({}, ABOUT | {"versions": None}):
         draw(tmp_path / "c.png", about, results)
         pixels(tmp_path / "c.png")
+
+
+def test_less_is_better_is_said_of_seconds_that_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    def write(canvas: object, at: object, text: str, *_: object, **__: object) -> float:
+        told.append(text)
+        return 0.0
+
+    monkeypatch.setattr(chart, "write", write)
+    rate = Result("a", "8b", "tokens/s", Side(1000.0), {"unsloth": Side(400.0)})
+    beside, alone, failed = (
+        Result("cold", "8b", "s", Side(10.0), {"unsloth": Side(50.0)}),
+        Result("cold", "8b", "s", Side(10.0)),
+        Result("cold", "8b", "s", Side(None, error="no")),
+    )
+    for results, said in (([rate], False), ([rate, failed], False), ([rate, alone], True), ([beside], True)):
+        told.clear()
+        draw(tmp_path / "c.png", ABOUT, results)
+        assert any("In s less is better." in text for text in told) is said
+        assert any("GiB: peak" in text for text in told)

@@ -34,5 +34,11 @@ def test_starts_that_fail_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "absent" in failed.error and failed.failed
     imported = cold.import_time(100.0)
     assert imported.value is not None and 0 < imported.value < 10
+    monkeypatch.setattr(cold, "IMPORTS", "import time; print('a warning'); print(time.time())")
+    assert cold.import_time(100.0).value is not None
+    for code, told in (("print('1.5\\nlate')", "'late'"), ("pass", "''")):
+        monkeypatch.setattr(cold, "IMPORTS", code)
+        side = cold.import_time(100.0)
+        assert side.failed and side.value is None and told in side.error
     monkeypatch.setattr(cold, "IMPORTS", "import absent")
     assert "ModuleNotFoundError" in cold.import_time(100.0).error

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+from typing import Any
+
 import pytest
 import torch
 
 from whippet.bench import context
 from whippet.bench.context import longest, measured_context, planned_context
 from whippet.bench.settings import CAPS, ROWS, Setting
+from whippet.bench.steps import Measured, measure
 from whippet.errors import UsageError
 
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 SETTING = next(row.setting for row in ROWS if row.kind == "context")
 
 
@@ -29,13 +34,33 @@ def test_caps_that_are_none(cap: str) -> None:
 def test_the_host_must_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(context, "host_room", lambda: 2**20)
     with pytest.raises(UsageError, match="of the host's memory would be pinned"):
-        measured_context(SETTING, "16GB", torch.device("cpu"))
+        measured_context(SETTING, "16GB", GPU)
+
+
+def test_only_a_gpu_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere nothing would hold it to the cap."""
+    monkeypatch.setattr(context, "host_room", lambda: 2**40)
+    monkeypatch.setattr(context, "measure", lambda *_, **__: pytest.fail("run"))
+    with pytest.raises(UsageError, match="runs on a GPU only, and the device is cpu"):
+        measured_context(SETTING, "16GB", CPU)
 
 
 def test_it_is_that_length_which_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = Setting("tiny", docs=1, rank=4)
+    """Run on the CPU in a GPU's place."""
+    small, caps = Setting("tiny", docs=1, rank=4), []
+
+    def here(setting: Setting, device: torch.device, **named: Any) -> Measured:
+        assert device == GPU
+        return measure(setting, CPU, **named)
+
+    def capped(cap: int, device: torch.device) -> contextlib.nullcontext[None]:
+        caps.append((cap, device))
+        return contextlib.nullcontext()
+
     monkeypatch.setattr(context, "host_room", lambda: 2**40)
-    side = measured_context(small, "41MB", torch.device("cpu"))
+    monkeypatch.setattr(context, "measure", here)
+    monkeypatch.setattr(context, "_capped", capped)
+    side = measured_context(small, "41MB", GPU)
     found = longest(small, "41MB")
-    assert side.value == found.tokens and not side.planned
+    assert side.value == found.tokens and not side.planned and caps == [(41 * 10**6, GPU)]
     assert side.details["setting"]["length"] == found.tokens and side.details["limits"] == found.limits.as_dict()

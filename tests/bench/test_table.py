@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -93,13 +95,67 @@ def test_a_peer_that_fails_ends_nothing(capsys: pytest.CaptureFixture[str], smal
         (["--context", "16GB"], "needs the row context"),
         (["--chart", "x.jpg"], ".png"),
         (["--from", "x.json", "--rows", "nf4"], "--rows has no meaning"),
-        (["--from", "/absent.json"], "cannot be read"),
+        (["--from", "x.json", "--steps", "10"], "--steps has no meaning"),
+        (["--from", "x.json", "--peer-limit", "600"], "--peer-limit has no meaning"),
+        (["--from", "x.json"], "--device has no meaning"),
         (["--checkpoint", "/absent"], "/absent"),
+        (["--out", "/absent/b.json"], "--out /absent/b.json: there is no folder /absent"),
+        (["--chart", "/absent/c.png"], "--chart /absent/c.png: there is no folder /absent"),
+        (["--out", "/dev/null"], "--out /dev/null: is there and no file"),
+        (["--rows", "context", "--context", "16GB,48"], "--context '48': wanted a size, such as 16GB"),
+        (["--rows", "context", "--context", "auto"], "--context 'auto': wanted a size"),
+        (["--rows", "context", "--context", ""], "--context '': wanted a size"),
+        (["--rows", "context", "--context", "16GB"], "runs on a GPU only, and the device is cpu"),
     ],
 )
-def test_what_cannot_be(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing is measured before it is told."""
+    monkeypatch.setattr(table, "measure_rows", lambda *_: pytest.fail("measured"))
     assert main(["bench", "--device", "cpu", *words]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_stored_results_that_are_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--from", "/absent.json"]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--out", "b.json"], ["--chart", "c.png"]])
+def test_a_folder_that_may_not_be_written(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(table, "measure_rows", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert main(["bench", "--device", "cpu", *words]) == 2
+    assert f"nothing can be written to {tmp_path}" in capsys.readouterr().err
+
+
+def test_a_write_that_fails_keeps_earlier_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is stored is written aside, so no moment leaves half of it."""
+    results = [table.Result(name, "x", "tokens/s", table.Side(1.0)) for name in ("one", "two")]
+    monkeypatch.setattr(table, "measure_rows", lambda *_: iter(results))
+    write = Path.write_text
+
+    def cut(path: Path, text: str, **named: str) -> int:
+        if '"two"' not in text:
+            return write(path, text, **named)
+        write(path, text[:30], **named)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", cut)
+    assert main(["bench", "--device", "cpu", "--out", str(tmp_path / "b.json")]) == 130
+    assert [row["row"] for row in json.loads((tmp_path / "b.json").read_text())["rows"]] == ["one"]
+    assert [path.name for path in tmp_path.iterdir()] == ["b.json"]
+
+
+def test_the_stored_command_has_the_limit_of_peers(capsys: pytest.CaptureFixture[str], small_rows: None) -> None:
+    words = ["bench", "--steps", "1", "--device", "cpu"]
+    for more in (["--peer-limit", "30.0"], []):
+        assert main([*words, *more, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["command"] == " ".join(["whippet", *words, *more])
 
 
 def test_help_loads_no_torch() -> None:
@@ -144,6 +200,28 @@ def test_a_row_that_fails_is_told_and_the_next_follows(monkeypatch: pytest.Monke
     monkeypatch.setattr(table, "measure", broken)
     [failed] = measure_rows([Row("tiny", SMALL)], Around(CPU))
     assert failed.ours.failed and failed.ours.error == "out of memory"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
+        (ValueError("no number\nat all"), "no number"),
+        (KeyError("time"), "KeyError: 'time'"),
+        (RuntimeError(), "RuntimeError"),
+    ],
+)
+@pytest.mark.parametrize(("kind", "name"), [("steps", "measure"), ("cold", "cold_starts")])
+def test_no_failure_of_ours_ends_the_table(
+    kind: Literal["steps", "cold"], name: str, error: Exception, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(table, name, broken)
+    results = list(measure_rows([Row("a", SMALL, kind)], Around(CPU, checkpoints={"tiny": TINY})))
+    assert [one.row for one in results] == (["a", "a-again", "import"] if kind == "cold" else ["a"])
+    assert all(one.ours.failed and one.ours.error == told for one in results)
 
 
 def test_exit_codes(monkeypatch: pytest.MonkeyPatch, small_rows: None, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from whippet.kernels import attention
 
 
 def test_a_folder_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "caches").mkdir(mode=0o755)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     folder = attention._kernel_folder()
     assert folder == tmp_path / "caches" / "whippet" / "flash-attn-4"
@@ -23,6 +24,14 @@ def test_one_that_others_can_write_is_left_alone(mode: int, tmp_path: Path, monk
     folder = tmp_path / "whippet" / "flash-attn-4"
     folder.mkdir(parents=True)
     folder.chmod(mode)
+    assert attention._kernel_folder() is None
+
+
+@pytest.mark.parametrize("above", ["whippet", "."])
+def test_nor_one_that_others_can_replace(above: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert attention._kernel_folder() is not None
+    (tmp_path / above).chmod(0o777)
     assert attention._kernel_folder() is None
 
 

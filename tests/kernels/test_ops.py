@@ -6,7 +6,7 @@ import pytest
 import torch
 from kernels import op_cases as cases
 
-from whippet.kernels import frozen_linear
+from whippet.kernels import frozen_linear, linear_cross_entropy
 from whippet.kernels.nf4 import quantize_nf4
 
 dtypes = pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
@@ -78,3 +78,18 @@ def test_gated_linear_of_ranks(dtype: torch.dtype, ranks: tuple[int, ...]) -> No
 @pytest.mark.parametrize(("rows", "vocabulary", "chunk_rows"), [(1, 63, 8), (63, 100, 16), (123, 431, 123)])
 def test_linear_cross_entropy(rows: int, vocabulary: int, chunk_rows: int, dtype: torch.dtype) -> None:
     cases.check_cross_entropy(rows, vocabulary, dtype, "cpu", chunk_rows)
+
+
+@pytest.mark.parametrize("wrong", [float("inf"), float("nan")])
+def test_a_row_without_weight_counts_for_nothing(wrong: float) -> None:
+    """Even if its logits are not finite: micro-batches are padded with such rows."""
+    draw = torch.Generator().manual_seed(1)
+    hidden_NH = torch.randn(5, 16, generator=draw)
+    hidden_NH[2] = wrong
+    hidden_NH.requires_grad_(True)
+    head_VH = torch.randn(33, 16, generator=draw)
+    weights_N = torch.tensor([1.0, 0.5, 0.0, 1.0, 2.0])
+    found = linear_cross_entropy.linear_cross_entropy(hidden_NH, head_VH, torch.arange(5), weights_N, 2)
+    found.loss_sum.backward()
+    assert found.loss_sum.isfinite() and hidden_NH.grad is not None and hidden_NH.grad.isfinite().all()
+    assert (hidden_NH.grad[2] == 0).all() and (hidden_NH.grad[3] != 0).any()

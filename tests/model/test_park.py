@@ -118,6 +118,35 @@ def test_what_is_known_is_parked_and_nothing_else(monkeypatch: pytest.MonkeyPatc
     torch.testing.assert_close(weight.grad, x.detach().T @ torch.ones(8, 8))
 
 
+def test_hidden_states_that_are_part_of_a_larger_memory_are_parked_too() -> None:
+    """Such as those of a stream of text and images."""
+    decoder = random_decoder(TINY)
+    positions_T, borders, longest = stream(7, 9)
+    ids_T = torch.arange(16) % TINY.vocab_size
+    lora.attach(decoder, LoraOptions(r=2), 0)
+    found = []
+    layers = decoder.config.num_layers
+    for parked in (0, layers):
+        decoder.recompute, decoder.park = layers, parked
+        x_TH = torch.cat([torch.zeros(5, TINY.hidden_size), decoder.embed(ids_T)])[5:].requires_grad_(True)
+        decoder.hidden(x_TH, positions_T, borders, longest).square().sum().backward()
+        found.append(x_TH.grad)
+    assert found[0] is not None and found[1] is not None and torch.equal(found[0], found[1])
+
+
+def test_dropping_a_pass_that_failed_leaves_nothing_on_the_device() -> None:
+    parking = Parking(torch.device("cpu"))
+    parking.begin()
+    for part in parts(1, (70, 300), (70, 300)):
+        parking.put([part])
+    parking.get(1)
+    parking.drop()
+    assert not parking._leaving and not parking._coming
+    parking.begin()
+    (again,) = parts(2, (70, 300))
+    assert same_bytes(parking.get(parking.put([again]))[0], again)
+
+
 def test_dropout_alone_reads_the_state_of_the_random_generators(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a CUDA graph it must not be read."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -177,8 +178,13 @@ def test_nothing_fits_says_what_would() -> None:
         choose_limits(dense, 12 * GIB)
     said = str(caught.value)
     assert "may take 12 GiB" in said and 'model.base = "nf4" (' in said
-    with pytest.raises(UsageError, match=r"data\.max_length = \d+"):
+    with pytest.raises(UsageError, match=r"data\.max_length = \d+") as caught:
         choose_limits(dataclasses.replace(QLORA, longest=100_000), 10 * GIB)
+    assert str(caught.value).count("data.max_length") == 1, "the longest that fits"
+    [length] = map(int, re.findall(r"data\.max_length = (\d+)", str(caught.value)))
+    with pytest.raises(UsageError):
+        choose_limits(dataclasses.replace(QLORA, longest=2 * length), 10 * GIB)
+    choose_limits(dataclasses.replace(QLORA, longest=length), 10 * GIB)
     with pytest.raises(UsageError, match=r"a budget of .* would do"):
         choose_limits(QLORA, 2 * GIB)
     long = dataclasses.replace(QLORA, longest=65536, tokens_per_step=65536)

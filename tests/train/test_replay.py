@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from whippet.data.batches import IGNORED, Batch, make_batch
+from whippet.model.decoder import Decoder
+from whippet.train import learner as learner_module
 from whippet.train import replay
 from whippet.train.learner import Learner, Limits
 from whippet.train.objectives import sft
@@ -151,6 +153,37 @@ def test_running_out_of_memory_beside_recorded_work_makes_nothing_smaller() -> N
     assert learner.limits.micro_tokens < 130
 
 
+def test_what_does_not_fit_even_alone_is_made_smaller() -> None:
+    """A step whose first micro-batch is recorded each time that it is tried again, and whose second never fits."""
+    learner = make_learner(limits=Limits(80, 0, 64))
+    recorded(learner)
+    small, large = documents([7, 12, 3], 1), documents([30, 40], 2)
+    for number in range(3):
+        learner.learn(make_step([small, small, small, small]), 1e-2, number)
+    assert learner.replays.hold_memory
+    tries = 0
+
+    def tight(decoder: Any, batch: Batch, chunk_rows: int) -> sft.Loss:
+        nonlocal tries
+        tries += 1
+        assert tries < 50, "it tries for ever"
+        if int(batch.cu_seqlens[1]) == 30 and batch.weight_sum == large.weight_sum:
+            raise torch.OutOfMemoryError
+        return sft.loss(decoder, batch, chunk_rows)
+
+    learner.objective = tight
+    assert learner.learn(make_step([small, small, small, large]), 1e-2, 9).bad_place is None
+    assert learner.limits.micro_tokens == 35
+
+
+def test_the_host_is_not_filled_with_what_is_parked(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = make_learner()
+    config = learner.decoder.config
+    monkeypatch.setattr(Decoder, "device", property(lambda self: torch.device("cuda")))
+    monkeypatch.setattr(learner_module, "free_bytes", lambda: 3 * 1000 * config.hidden_size * 4)
+    assert learner._smallest(1000).park == 1 and learner._smallest(10).park == config.num_layers
+
+
 def test_without_memory_to_record_it_goes_on_as_written() -> None:
     plain, other = make_learner(), make_learner()
     tape = recorded(other)
@@ -160,13 +193,15 @@ def test_without_memory_to_record_it_goes_on_as_written() -> None:
             super().__call__(work)
             raise torch.OutOfMemoryError
 
-    other.replays = Replays(other.decoder, tape.parameters, Tight(tape.parameters))
+    told: list[str] = []
+    other.replays = Replays(other.decoder, tape.parameters, Tight(tape.parameters), told.append)
     for number in range(4):
         step = ragged_step([PACKS[0]], seed=number)
         plain.learn(step, 1e-2, number)
         other.learn(step, 1e-2, number)
     torch.testing.assert_close(weights_of(other), weights_of(plain), rtol=1e-4, atol=3e-6)
     assert not other.replays.hold_memory and other.limits == plain.limits
+    assert told == ["not enough memory to record a step as a CUDA graph; going on without, which is slower"]
 
 
 def test_copies_of_factors_that_moved_are_found_where_they_are() -> None:

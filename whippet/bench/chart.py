@@ -68,7 +68,7 @@ def draw(path: Path, about: Mapping[str, Any], results: Sequence[Result]) -> Non
     for result in alone:
         _alone(canvas, result, y)
         y += LONE
-    _foot(canvas, about, height, bool(beside))
+    _foot(canvas, about, height, bool(beside), [*(pair.result for pair in beside), *alone])
     saved(image, path)
 
 
@@ -131,12 +131,17 @@ def _figures(result: Result, side: Side) -> str:
     return f"{amount(side.value)} {result.unit}{peak}"
 
 
-def _foot(canvas: ImageDraw.ImageDraw, about: Mapping[str, Any], height: int, has_pairs: bool) -> None:
+def _foot(
+    canvas: ImageDraw.ImageDraw, about: Mapping[str, Any], height: int, has_pairs: bool, drawn: Sequence[Result]
+) -> None:
     where = [str(about[key]) for key in ("date", "commit") if about.get(key)]
     torch = _versions(about).get("torch")
     where += [f"torch {torch}"] if torch else []
     told = "Bars are to scale within a pair. " if has_pairs else ""
-    told += f"In {', '.join(LESS_IS_BETTER)} less is better. GiB: peak of the GPU's memory. "
+    units = {result.unit for result in drawn}
+    inverse = [unit for unit in LESS_IS_BETTER if unit in units]
+    told += f"In {', '.join(inverse)} less is better. " if inverse else ""
+    told += "GiB: peak of the GPU's memory. "
     text = fitted(canvas, told + " · ".join(where), 15, WIDTH - 2 * MARGIN)
     write(canvas, (MARGIN, height - 26), text, 15, QUIET, "lm")
 

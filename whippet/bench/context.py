@@ -6,7 +6,7 @@ Comes in: a setting and the memory of a card. Goes out: ``Side``, tokens and the
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -22,12 +22,27 @@ GPU = torch.device("cuda")
 """Contexts are those of a GPU, whoever asks."""
 
 
+def check_caps(caps: Sequence[str], device: torch.device) -> None:
+    """UsageError unless each of ``caps`` is a size, and ``device`` a GPU on which they can be run."""
+    for cap in caps:
+        num_bytes(cap)
+    if caps and device.type != "cuda":
+        raise UsageError(f"--context {','.join(caps)}: runs on a GPU only, and the device is {device}")
+
+
+def num_bytes(cap: str) -> int:
+    """Of ``cap``. UsageError if it is no size."""
+    found = None
+    with contextlib.suppress(UsageError):
+        found = parse_bytes(cap, "context")
+    if found is None:
+        raise UsageError(f"--context {cap!r}: wanted a size, such as 16GB")
+    return found
+
+
 def longest(setting: Setting, cap: str) -> Longest:
     """What ``cap`` (such as ``16GB``) holds. UsageError if it holds nothing."""
-    budget = parse_bytes(cap, "context")
-    if budget is None:
-        raise UsageError("--context auto: wanted a size, such as 16GB")
-    found = longest_context(workload(setting, GPU), budget)
+    found = longest_context(workload(setting, GPU), num_bytes(cap))
     if found is None:
         raise UsageError(f"{cap} do not hold one token of {setting.shape} {setting.base}")
     return found
@@ -42,12 +57,13 @@ def planned_context(setting: Setting, cap: str) -> Side:
 
 def measured_context(setting: Setting, cap: str, device: torch.device) -> Side:
     """Two steps of that length, while torch may take no more of the device than ``cap``: the second finds the
-    optimiser's states there. UsageError if the host has no room for what is parked."""
+    optimiser's states there. UsageError if that is no GPU, or the host has no room for what is parked."""
+    check_caps([cap], device)
     found = longest(setting, cap)
     if found.host > (room := host_room()):
         raise UsageError(f"{cap}: {gib(found.host)} GiB of the host's memory would be pinned, and {gib(room)} may be")
     long = replace(setting, length=found.tokens)
-    with _capped(parse_bytes(cap, "context") or 0, device):
+    with _capped(num_bytes(cap), device):
         measured = measure(long, device, steps=1, warmup=1, limits=found.limits)
     return Side(found.tokens, measured.peak, details=measured.as_dict() | {"host": found.host})
 
@@ -55,9 +71,6 @@ def measured_context(setting: Setting, cap: str, device: torch.device) -> Side:
 @contextlib.contextmanager
 def _capped(cap: int, device: torch.device) -> Iterator[None]:
     """torch's allocator may hold ``cap`` bytes."""
-    if device.type != "cuda":
-        yield
-        return
     torch.cuda.empty_cache()
     _, total = torch.cuda.mem_get_info(device)
     torch.cuda.set_per_process_memory_fraction(min(1.0, cap / total), device)

@@ -182,14 +182,20 @@ def _cold(row: Row, around: Around) -> Iterator[Result]:
     setting = row.setting
     checkpoint = around.checkpoints[setting.shape]
     release(around.device)
-    sides = cold_starts(checkpoint, str(around.device), CHILD_LIMIT)
+    sides: list[Side] = []
+
+    def ours() -> Side:
+        sides.extend(cold_starts(checkpoint, str(around.device), CHILD_LIMIT))
+        return sides[0]
+
+    first = _tried(ours, around.device)
     theirs = around.peers.cold(checkpoint)
     whats = (
         (row.name, f"{setting.shape} to step 1"),
         (f"{row.name}-again", f"{setting.shape}, kernels cached"),
         ("import", "all that trains"),
     )
-    for index, ((name, what), side) in enumerate(zip(whats, sides, strict=True)):
+    for index, ((name, what), side) in enumerate(zip(whats, sides or [first] * len(whats), strict=True)):
         yield Result(name, what, "s", side, {peer: told[index] for peer, told in theirs.items()})
 
 
@@ -207,8 +213,10 @@ def _tried(work: Callable[[], Side], device: torch.device) -> Side:
         side = work()
     except UsageError as error:
         side = Side(None, error=str(error), refused=True)
-    except (WhippetError, RuntimeError) as error:  # torch's, out of memory among them, are RuntimeErrors
-        side = Side(None, error=str(error).strip().partition("\n")[0] or type(error).__name__)
+    except (WhippetError, RuntimeError, OSError, ValueError, KeyError) as error:
+        # torch's, out of memory among them, are RuntimeErrors. A KeyError says no more than the key.
+        told, kind = str(error).strip().partition("\n")[0], type(error).__name__
+        side = Side(None, error=f"{kind}: {told}" if isinstance(error, KeyError) else told or kind)
     # Out of the except block, whose traceback would hold tensors.
     release(device)
     return side

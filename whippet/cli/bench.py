@@ -7,14 +7,20 @@ with each, so that what was measured stays, whatever happens next.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from whippet.errors import UsageError
+from whippet.train.signals import Terminated
 
 if TYPE_CHECKING:
     from whippet.bench.peers import Peers
@@ -22,12 +28,14 @@ if TYPE_CHECKING:
     from whippet.bench.settings import Row
 
 PEERS = ("none", "unsloth", "hf", "all")
+STEPS, DEVICE, PEER_LIMIT = 10, "auto", 600.0
+"""Where none is given."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", metavar="NAME,...", help="only these rows of the table (wrong names list them)")
-    parser.add_argument("--steps", type=int, default=10, metavar="N", help="steps that are timed (default: 10)")
-    parser.add_argument("--device", default="auto", help="cuda, cuda:1, cpu (default: a GPU if there is one)")
+    parser.add_argument("--steps", type=int, metavar="N", help=f"steps that are timed (default: {STEPS})")
+    parser.add_argument("--device", help="cuda, cuda:1, cpu (default: a GPU if there is one)")
     parser.add_argument(
         "--checkpoint",
         action="append",
@@ -45,7 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--peer-path", type=Path, metavar="DIR", help="PYTHONPATH of the peers' processes")
     parser.add_argument(
-        "--peer-limit", type=float, default=600.0, metavar="S", help="seconds that a peer may take (default: 600)"
+        "--peer-limit", type=float, metavar="S", help=f"seconds that a peer may take (default: {PEER_LIMIT:.0f})"
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the figures there, as JSON")
     parser.add_argument("--chart", type=Path, metavar="FILE.png", help="also draw them there")
@@ -56,23 +64,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.chart is not None and args.chart.suffix != ".png":
         raise UsageError(f"--chart {args.chart}: wanted a name that ends with .png")
+    _check_place("--chart", args.chart)
     if args.source is not None:
         return _show(args)
-    for name, value in (("--steps", args.steps), ("--peer-limit", args.peer_limit)):
-        if value < 1:
+    _check_place("--out", args.out)
+    steps = STEPS if args.steps is None else args.steps
+    for name, value in (("--steps", steps), ("--peer-limit", _peer_limit(args))):
+        if not value >= 1:
             raise UsageError(f"{name} {value}: must be 1 or more")
     wanted = _rows(args)
     from whippet.bench import settings, table
+    from whippet.bench.context import check_caps
     from whippet.bench.results import HEAD, as_json
+    from whippet.weights.files import write_json
     from whippet.weights.load import choose_device
 
-    device = choose_device(args.device)
+    device = choose_device(args.device or DEVICE)
     rows = wanted or (settings.ROWS if device.type == "cuda" else settings.CPU_ROWS)
-    contexts = tuple(args.context.split(",")) if args.context else ()
+    contexts = () if args.context is None else tuple(args.context.split(","))
     if contexts and "context" not in [row.name for row in rows]:
         raise UsageError("--context needs the row context among those that are measured")
+    check_caps(contexts, device)
     peers, silent = _peers(args, str(device))
-    around = table.Around(device, args.steps, table.by_shape(args.checkpoint), args.records, contexts, peers)
+    around = table.Around(device, steps, table.by_shape(args.checkpoint), args.records, contexts, peers)
     notes = list(table.left_out(rows, around))
     if wanted and notes:
         raise UsageError("; ".join(notes))
@@ -83,12 +97,13 @@ def run(args: argparse.Namespace) -> int:
     title = f"{about['device']}, attention by {about['attention']}{names}"
     print(title, *notes, HEAD, sep="\n", file=talk, flush=True)
     results = []
-    for result in table.measure_rows(rows, around):
-        results.append(result)
-        print(result, file=talk, flush=True)
-        about["versions"] |= {"peers": peers.versions} if peers.names else {}
-        if args.out is not None:
-            args.out.write_text(json.dumps(as_json(about, results), indent=1) + "\n", encoding="utf-8")
+    with _ended_by_hangup():
+        for result in table.measure_rows(rows, around):
+            results.append(result)
+            print(result, file=talk, flush=True)
+            about["versions"] |= {"peers": peers.versions} if peers.names else {}
+            if args.out is not None:
+                write_json(args.out.resolve(), as_json(about, results))
     if args.chart is not None:
         _draw(args.chart, about, results)
     if args.json:
@@ -97,14 +112,53 @@ def run(args: argparse.Namespace) -> int:
 
 
 def asked(args: argparse.Namespace) -> list[str]:
-    """The options that were given, in one order."""
+    """The options that were given, in one order; steps and device always."""
     words = ["--rows", args.rows] if args.rows else []
-    words += ["--steps", str(args.steps), "--device", args.device]
+    words += ["--steps", str(STEPS if args.steps is None else args.steps), "--device", args.device or DEVICE]
     words += [word for path in args.checkpoint for word in ("--checkpoint", str(path))]
-    for name in ("records", "context", "peers", "peer_path", "out", "chart"):
+    for name in ("records", "context", "peers", "peer_path", "peer_limit", "out", "chart"):
         if (value := getattr(args, name)) is not None:
             words += [f"--{name.replace('_', '-')}", str(value)]
     return words
+
+
+def _peer_limit(args: argparse.Namespace) -> float:
+    return PEER_LIMIT if args.peer_limit is None else float(args.peer_limit)
+
+
+def _check_place(option: str, path: Path | None) -> None:
+    """UsageError if no file can be written to ``path``: that should not be learnt after an hour."""
+    if path is None:
+        return
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise UsageError(f"{option} {path}: there is no folder {folder}")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{option} {path}: is there and no file")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"{option} {path}: nothing can be written to {folder}")
+
+
+@contextlib.contextmanager
+def _ended_by_hangup() -> Iterator[None]:
+    """Let SIGHUP (a closed terminal) raise ``Terminated`` here: children have sessions of their own, and are ended by
+    nobody else."""
+    in_main = threading.current_thread() is threading.main_thread()
+    # Where it is ignored (nohup), it stays so.
+    if sys.platform == "win32" or not in_main or signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL:
+        yield
+        return
+
+    def arrived(number: int, frame: FrameType | None) -> None:
+        # The shell and the kernel may both send one: a second must not stop the first from ending children.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        raise Terminated
+
+    signal.signal(signal.SIGHUP, arrived)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _rows(args: argparse.Namespace) -> tuple[Row, ...]:
@@ -137,12 +191,13 @@ def _peers(args: argparse.Namespace, device: str) -> tuple[Peers, str]:
         if named:
             raise UsageError(f"--peers {args.peers}: {SCRIPT} is missing; run from a checkout of the repository")
         return Peers([]), f"no peers: {SCRIPT.name} lies in the repository, and this installation is not in one"
-    return Peers(names, device, args.peer_path, args.peer_limit), ""
+    return Peers(names, device, args.peer_path, _peer_limit(args)), ""
 
 
 def _show(args: argparse.Namespace) -> int:
     """Stored results, printed and drawn."""
-    given = [name for name in ("rows", "records", "context", "peers", "peer_path", "out") if getattr(args, name)]
+    names = ("rows", "records", "context", "peers", "peer_path", "out", "steps", "peer_limit", "device")
+    given = [name for name in names if getattr(args, name) is not None]
     if given or args.checkpoint:
         odd = "checkpoint" if args.checkpoint else given[0].replace("_", "-")
         raise UsageError(f"--from runs nothing, so --{odd} has no meaning beside it")

@@ -157,12 +157,19 @@ def _kernel_folder() -> Path | None:
     """``~/.cache/whippet/flash-attn-4``, if nobody else can write there: what lies in it is executed."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
-        folder = Path(base).expanduser() / "whippet" / "flash-attn-4"
+        home = Path(base).expanduser()
+        folder = home / "whippet" / "flash-attn-4"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.stat()
+        # Whoever can write to a folder above can put another in its place.
+        safe = all(_is_ours(place) for place in (folder, folder.parent, home))
     except (OSError, RuntimeError):  # a home that is read-only, or none
         return None
-    return folder if found.st_uid == os.getuid() and not found.st_mode & 0o022 else None
+    return folder if safe else None
+
+
+def _is_ours(folder: Path) -> bool:
+    found = folder.stat()
+    return found.st_uid == os.getuid() and not found.st_mode & 0o022
 
 
 class _FlashAttention2(torch.autograd.Function):

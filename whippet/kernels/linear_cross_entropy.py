@@ -107,7 +107,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(*(grad for grad in (dhidden_NH, dweight_VH) if grad is not None))
         ctx.weight_dtype = head_VH.dtype if weight_VH is None else weight_VH.dtype
         ctx.mark_non_differentiable(correct, logprobs_N)
-        return -(weights_N * logprobs_N).sum(), correct, logprobs_N
+        # A row without weight counts for nothing, even if its logits are not finite.
+        counted_N = torch.where(weights_N != 0, weights_N * logprobs_N, 0.0)
+        return -counted_N.sum(), correct, logprobs_N
 
     @staticmethod
     @once_differentiable
@@ -140,7 +142,8 @@ def rows_torch(
         return logprobs_C1.view(-1), hits_C, None
     probs_CV = logits_CV.exp_()
     probs_CV.scatter_(1, labels_C1, probs_CV.gather(1, labels_C1) - 1)
-    return logprobs_C1.view(-1), hits_C, probs_CV.mul_(weights_C.view(-1, 1)).to(gradient_dtype)
+    weights_C1 = weights_C.view(-1, 1)
+    return logprobs_C1.view(-1), hits_C, probs_CV.mul_(weights_C1).masked_fill_(weights_C1 == 0, 0.0).to(gradient_dtype)
 
 
 @triton_jit.jit
@@ -179,6 +182,7 @@ def _rows_kernel(  # type: ignore[no-untyped-def]
             inside = columns < num_columns
             logits = tl.load(row_ptr + columns, mask=inside, other=-float("inf"))
             gradient = (tl.exp(logits - largest) * share - (columns == label).to(tl.float32)) * weight
+            gradient = tl.where(weight == 0, 0.0, gradient)
             out_ptr = dlogits_ptr + row * num_columns + columns
             tl.store(out_ptr, gradient.to(dlogits_ptr.dtype.element_ty), mask=inside)
 

@@ -265,6 +265,11 @@ class Decoder(nn.Module):
         number, place = self.park - first, index - first
         return (place + 1) * self.entire // number > place * self.entire // number
 
+    def drop_parked(self) -> None:
+        """After a pass that failed: let go of what it has on its way to and from the host."""
+        if self._parking is not None:
+            self._parking.drop()
+
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """Scores of the next token, fp32 ``[N, V]``, of rows that ``forward`` gave."""
         return F.linear(hidden_NH, self.head_weight.to(hidden_NH.dtype)).float()

@@ -56,6 +56,14 @@ class Parking:
         self._used = 0
         self.pass_number += 1
 
+    def drop(self) -> None:
+        """End a pass that failed: nothing of it stays on the device, and its copies are waited for."""
+        if self._stream is not None and self._parts:
+            torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        self._leaving.clear()
+        self._coming.clear()
+        self._parts.clear()
+
     @property
     def host_bytes(self) -> int:
         """Pinned so far."""

@@ -132,7 +132,9 @@ class _Kept:
         self._parking, self._shape, self._dtype = parking, tensor_TH.shape, tensor_TH.dtype
         if parking is not None:
             self._pass = parking.pass_number
-            self._number = parking.put([tensor_TH])
+            # Parked is the whole memory of a tensor.
+            whole = tensor_TH.is_contiguous() and tensor_TH.untyped_storage().nbytes() == tensor_TH.nbytes
+            self._number = parking.put([tensor_TH if whole else tensor_TH.clone()])
 
     def on_device(self, tensor_TH: Tensor) -> tuple[Tensor, ...]:
         """What autograd is to save."""

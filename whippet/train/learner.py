@@ -18,6 +18,7 @@ from torch import Tensor
 
 from whippet.data.batches import Batch, Step
 from whippet.errors import WhippetError
+from whippet.infer.dense import free_bytes
 from whippet.model.decoder import Decoder
 from whippet.options import TrainOptions
 from whippet.train.micro import micro_batches
@@ -102,10 +103,11 @@ class Learner:
         draws = any(
             adapter.dropout > 0 for _, projection in decoder.projections() for _, adapter in projection.adapter_items()
         )
-        self.replays = Replays(decoder, list(parameters.values()), recorder(decoder, draws=draws, budget=budget))
+        self.replays = Replays(decoder, list(parameters.values()), recorder(decoder, draws=draws, budget=budget), tell)
 
     def learn(self, step: Step, rate: float, seed: int) -> Learnt:
         """Do one step at the learning rate ``rate``; ``seed`` decides what dropout draws."""
+        self._excused = False
         while True:
             self.replays.begin()
             if not self.decoder.training:
@@ -171,6 +173,7 @@ class Learner:
 
     def _give_back(self) -> None:
         self.replays.clear()
+        self.decoder.drop_parked()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -179,7 +182,8 @@ class Learner:
         """Halve the micro-batches below the size that failed; if that is one document, recompute everything."""
         held = self.replays.hold_memory
         self._give_back()
-        if held:  # by recorded work of other shapes, which is what did not fit beside this one
+        if held and not self._excused:  # by recorded work, beside which this did not fit: try once without
+            self._excused = True
             return
         before, layers = self.limits, self.decoder.config.num_layers
         if batch.num_examples > 1:
@@ -199,12 +203,15 @@ class Learner:
         )
 
     def _smallest(self, tokens: int) -> Limits:
-        """What takes least memory for a micro-batch of ``tokens``."""
-        layers = self.decoder.config.num_layers
+        """What takes least memory for a micro-batch of ``tokens``. Of the host's no more than half of what is free."""
+        layers, park = self.decoder.config.num_layers, 0
+        if self.decoder.device.type == "cuda":
+            a_layer = tokens * self.decoder.config.hidden_size * self.decoder.compute_dtype.itemsize
+            park = max(self.limits.park, min(layers, free_bytes() // 2 // a_layer))
         return replace(
             self.limits,
             recompute=layers,
-            park=layers if self.decoder.device.type == "cuda" else 0,
+            park=park,
             halves=0,
             entire=0,
             tile=LEAST_TILE if tokens > LEAST_TILE else self.limits.tile,

@@ -371,14 +371,15 @@ def _nothing_fits(work: Workload, budget: int, host: int) -> str:
         f"memory: training needs at least {size(needed)} and may take {size(budget)} (the longest example has "
         f"{work.longest:,} tokens, and every layer would be recomputed). "
     )
-    fits = [f"{told} ({size(peak)})" for told, peak in _savings(work, host) if peak <= budget]
+    fits = [f"{told} ({size(peak)})" for told, peak in _savings(work, budget, host) if peak <= budget]
     if fits:
         return text + "It would fit with " + ", or with ".join(fits)
     return text + f"Nothing that the recipe can change alone brings it below; a budget of {size(needed)} would do"
 
 
-def _savings(work: Workload, host: int) -> Iterator[tuple[str, int]]:
-    """Changes of the recipe, or of the machine, that take less, each with the least peak that it allows."""
+def _savings(work: Workload, budget: int, host: int) -> Iterator[tuple[str, int]]:
+    """Changes of the recipe, or of the machine, that take less, each with the least peak that it allows. Of shorter
+    lengths none comes after the first that ``budget`` holds."""
     parked = _least(work)
     if parked.park and parked_bytes(work, parked) > host:
         yield f"{size(parked_bytes(work, parked) / HOST_SHARE)} of free host memory", peak_bytes(work, parked)
@@ -394,5 +395,8 @@ def _savings(work: Workload, host: int) -> Iterator[tuple[str, int]]:
     length = work.longest // 2
     while length >= 128:
         shorter = replace(work, longest=length)
-        yield f"data.max_length = {length}", peak_bytes(shorter, _least(shorter, host))
+        peak = peak_bytes(shorter, _least(shorter, host))
+        yield f"data.max_length = {length}", peak
+        if peak <= budget:
+            return
         length //= 2

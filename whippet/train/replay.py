@@ -15,6 +15,7 @@ nothing but time changes.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
@@ -78,8 +79,14 @@ class Recorded:
 class Replays:
     """Recorded work of one decoder. ``record`` None: nothing is recorded, and every micro-batch runs as written."""
 
-    def __init__(self, decoder: Decoder, parameters: Sequence[nn.Parameter], record: Recorder | None) -> None:
-        self._decoder, self._parameters, self._record = decoder, list(parameters), record
+    def __init__(
+        self,
+        decoder: Decoder,
+        parameters: Sequence[nn.Parameter],
+        record: Recorder | None,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._decoder, self._parameters, self._record, self._tell = decoder, list(parameters), record, tell
         self._graphs: dict[Key, Recorded] = {}
         self._met: set[Key] = set()
         self._gradients: list[Tensor] | None = None
@@ -88,7 +95,8 @@ class Replays:
         self._places: list[Stacked | None] = []
         self._versions = -1
         self._fresh = True
-        self._is_off = False
+        self._too_large: set[tuple[int, ...]] = set()
+        """Limits under which there was not the memory to record."""
 
     @property
     def hold_memory(self) -> bool:
@@ -166,11 +174,13 @@ class Replays:
 
     def _is_due(self, key: Key) -> bool:
         """Whether ``key`` was met before, in either form: its kernels are ready then."""
-        return not self._is_off and replace(key, adds=False) in self._met and len(self._graphs) < MOST_GRAPHS
+        may = key.limits not in self._too_large and len(self._graphs) < MOST_GRAPHS
+        return may and replace(key, adds=False) in self._met
 
     def _give_up(self, key: Key) -> None:
-        """There is not the memory to record: run as written from now on."""
-        self._is_off = True
+        """There is not the memory to record: under these limits run as written from now on."""
+        self._too_large.add(key.limits)
+        self._tell("not enough memory to record a step as a CUDA graph; going on without, which is slower")
         self._forget()
         if not key.adds:
             for parameter in self._parameters:
@@ -182,8 +192,12 @@ class Replays:
         there = batch.to(self._decoder.device)
 
         def work() -> Loss:
-            loss = objective(self._decoder, there, chunk_rows)
-            loss.loss_sum.backward()
+            try:
+                loss = objective(self._decoder, there, chunk_rows)
+                loss.loss_sum.backward()
+            except torch.OutOfMemoryError:
+                self._decoder.drop_parked()  # a recording ends only with all of its streams joined
+                raise
             return Loss(loss.loss_sum.detach(), loss.correct, loss.num_trained)
 
         graph, loss = self._record(work)
@@ -220,29 +234,36 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device, budget: int | None) -> None:
         self._device, self._budget = device, budget
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pool, self._held = torch.cuda.graph_pool_handle(), 0
 
     def __call__(self, work: Callable[[], T]) -> tuple[Graph, T]:
-        graph = torch.cuda.CUDAGraph()
+        graph, results = torch.cuda.CUDAGraph(), []
         # Other threads (TensorBoard's, a tracker's) may go on as they please.
         with (
             torch.cuda.device(self._device),
             torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
         ):
-            result = work()
-        return graph, result
+            before = torch.cuda.memory_reserved(self._device)
+            # Told below: the recording has to be ended as any other.
+            with contextlib.suppress(torch.OutOfMemoryError):
+                results.append(work())
+            self._held += torch.cuda.memory_reserved(self._device) - before
+        if not results:
+            raise torch.OutOfMemoryError("out of memory while recording a CUDA graph")
+        return graph, results[0]
 
     def forget(self) -> None:
         """A pool that no graph uses any more must not be recorded into again, so there is a new one."""
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pool, self._held = torch.cuda.graph_pool_handle(), 0
         torch.cuda.empty_cache()
 
     def has_room(self) -> bool:
-        """A pass takes about what the recorded ones hold, which is what is reserved and belongs to no tensor."""
-        reserved = torch.cuda.memory_reserved(self._device)
-        wanted = reserved - torch.cuda.memory_allocated(self._device)
+        """A pass takes about what the recorded ones hold; it may have what is free, and what torch keeps unused."""
+        reserved, allocated = torch.cuda.memory_reserved(self._device), torch.cuda.memory_allocated(self._device)
         free, _ = torch.cuda.mem_get_info(self._device)
-        return wanted <= (free if self._budget is None else min(free, self._budget - reserved))
+        if self._budget is not None:
+            free = min(free, self._budget - reserved)
+        return self._held <= free + max(0, reserved - allocated - self._held)
 
 
 def recorder(decoder: Decoder, *, draws: bool, budget: int | None = None) -> Recorder | None:
