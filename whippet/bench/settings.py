@@ -96,7 +96,7 @@ ROWS = (
     Row("3b", Setting("3b"), checkpointing=False),
     Row("context", Setting("8b", docs=1, optimizer="adamw8bit", rank=32), "context"),
     Row("cold", Setting("8b"), "cold"),
-    Row("70b", Setting("70b", docs=1, budget="41.5GiB", optimizer="adamw8bit")),
+    Row("70b", Setting("70b", docs=1, budget="41GiB", optimizer="adamw8bit")),
 )
 """Of a GPU. Budgets are the peaks of the trainer that they are compared with; of 70b about the least that holds it."""
 CPU_ROWS = (Row("tiny", Setting("tiny", length=512)),)

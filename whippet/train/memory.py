@@ -60,7 +60,9 @@ WORKSPACE_BYTES = {"cuda": 2**25, "cpu": 0}
 """Of the library of products: 32 MiB on Hopper, less on older cards."""
 FP8_PRODUCT = 0.55
 """Time of an operation over FP8 weights, in operations of 16 bit: half, and the rounding of the other side."""
-SLACK = 1.01
+SLACK = 1.02
+"""On what comes and goes. Six settings of 1B to 8B on an H200 took 0.7 % less to 0.2 % more than the sums without it, a
+small one 2 % more."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,7 @@ def parked_bytes(work: Workload, limits: Limits) -> int:
 
 def peak_bytes(work: Workload, limits: Limits) -> int:
     """The most memory that training takes on its device."""
-    return round(SLACK * (fixed_bytes(work) + moving_bytes(work, limits)))
+    return fixed_bytes(work) + round(SLACK * moving_bytes(work, limits))
 
 
 def host_room() -> int:
