@@ -28,7 +28,8 @@ from whippet.chat.tokenizer import Tokenizer
 from whippet.data.batches import IGNORED, Batches, Step
 from whippet.data.prepare import prepare
 from whippet.options import DataOptions, LoraOptions, Source, TrainOptions
-from whippet.train.learner import Learner, Limits
+from whippet.train.learner import Learner
+from whippet.train.limits import Limits
 from whippet.train.objectives import sft
 from whippet.train.optim import learning_rate, make_optimizer, trained_parameters
 from whippet.weights.adapter import save_adapter

@@ -17,7 +17,7 @@ import torch
 from whippet.bench.settings import SHAPES, Setting
 from whippet.bench.steps import RATE, make_learner, measure, random_step
 from whippet.bench.table import circumstances
-from whippet.train.learner import Limits
+from whippet.train.limits import Limits
 
 ROWS = 32
 

@@ -16,7 +16,8 @@ from whippet.data.batches import Batch, DataPosition, Step, make_batch
 from whippet.data.weigh import Weighed
 from whippet.model.decoder import Decoder
 from whippet.options import LoraOptions, TrainOptions
-from whippet.train.learner import Learner, Limits
+from whippet.train.learner import Learner
+from whippet.train.limits import Limits
 from whippet.train.objectives import sft
 from whippet.train.optim import make_optimizer, trained_parameters
 

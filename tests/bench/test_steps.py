@@ -11,7 +11,7 @@ from whippet.bench.settings import CPU_ROWS, ROWS, SHAPES, Row, Setting, shape_o
 from whippet.bench.steps import make_learner, measure, random_step, time_steps, workload
 from whippet.errors import UsageError
 from whippet.model.size import parameters
-from whippet.train.learner import Limits
+from whippet.train.limits import Limits
 
 CPU = torch.device("cpu")
 SMALL = Setting("tiny", docs=3, length=40)

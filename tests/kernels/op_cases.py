@@ -12,10 +12,11 @@ from torch.nn import functional
 
 from whippet.kernels import gated_linear as gated_linear_module
 from whippet.kernels.attention import naive_attention, packed_attention
-from whippet.kernels.frozen_linear import LoraPart, Stacked, frozen_linear, frozen_linear_reference
+from whippet.kernels.frozen_linear import frozen_linear, frozen_linear_reference
 from whippet.kernels.gated_linear import gated_linear, gated_linear_reference
 from whippet.kernels.gated_mlp import silu_mul
 from whippet.kernels.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
+from whippet.kernels.lora_factors import LoraPart, Stacked
 from whippet.kernels.nf4 import NF4Tensor, dequantize_nf4
 from whippet.kernels.rms_norm import add_rms_norm, rms_norm
 from whippet.kernels.rope import rope

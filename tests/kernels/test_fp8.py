@@ -13,8 +13,9 @@ from whippet import lora
 from whippet.errors import ModelError
 from whippet.kernels import fp8
 from whippet.kernels.fp8 import FP8, FP8Tensor, dequantize_fp8, join_rows, quantize_fp8
-from whippet.kernels.frozen_linear import LoraPart, frozen_linear
+from whippet.kernels.frozen_linear import frozen_linear
 from whippet.kernels.linear_cross_entropy import linear_cross_entropy
+from whippet.kernels.lora_factors import LoraPart
 from whippet.model.decoder import Decoder
 from whippet.options import LoraOptions
 

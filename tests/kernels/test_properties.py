@@ -15,10 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from whippet.kernels import frozen_linear as frozen_linear_module
 from whippet.kernels.attention import cached_attention, naive_attention, packed_attention
-from whippet.kernels.frozen_linear import LoraPart, Stacked, frozen_linear
+from whippet.kernels.frozen_linear import frozen_linear
 from whippet.kernels.gated_linear import gated_linear
 from whippet.kernels.gated_mlp import silu_mul
 from whippet.kernels.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
+from whippet.kernels.lora_factors import LoraPart, Stacked
 from whippet.kernels.nf4 import dequantize_nf4, quantize_nf4
 from whippet.kernels.rms_norm import add_rms_norm, rms_norm
 

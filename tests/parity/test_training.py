@@ -22,7 +22,8 @@ from whippet.data.prepare import prepare
 from whippet.data.store import ExampleStore
 from whippet.demo import MODEL, TRAIN
 from whippet.options import DataOptions, LoraOptions, Source, TrainOptions
-from whippet.train.learner import Learner, Limits
+from whippet.train.learner import Learner
+from whippet.train.limits import Limits
 from whippet.train.objectives import sft
 from whippet.train.optim import learning_rate, make_optimizer, trained_parameters
 from whippet.weights.adapter import save_adapter

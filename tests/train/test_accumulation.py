@@ -17,7 +17,7 @@ from whippet.data.batches import Batch, make_batch
 from whippet.data.weigh import Weighed
 from whippet.model.decoder import Decoder
 from whippet.train import learner
-from whippet.train.learner import Limits
+from whippet.train.limits import Limits
 from whippet.train.objectives import sft
 
 FACTORINGS = ((1, 16), (2, 8), (4, 4), (8, 2), (16, 1))

@@ -15,7 +15,8 @@ from torch import nn
 from whippet.data.batches import Batch, make_batch
 from whippet.errors import WhippetError
 from whippet.model.decoder import Decoder
-from whippet.train.learner import LEAST_CHUNK_ROWS, LEAST_TILE, Learner, Limits
+from whippet.train.learner import Learner
+from whippet.train.limits import LEAST_CHUNK_ROWS, LEAST_TILE, Limits
 from whippet.train.micro import joined, micro_batches
 from whippet.train.objectives import sft
 

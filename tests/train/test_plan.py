@@ -18,17 +18,9 @@ from whippet.options import LoraOptions, Recipe
 from whippet.recipe import make_recipe
 from whippet.train import speed
 from whippet.train.checkpoint import Checkpoint, save
-from whippet.train.learner import Limits
-from whippet.train.memory import (
-    Workload,
-    _candidates,
-    choose_limits,
-    fixed_bytes,
-    longest_context,
-    parked_bytes,
-    peak_bytes,
-    step_time,
-)
+from whippet.train.choose import _candidates, choose_limits, longest_context, step_time
+from whippet.train.limits import Limits
+from whippet.train.memory import Workload, fixed_bytes, parked_bytes, peak_bytes
 from whippet.train.optim import optimizer_tensors
 from whippet.train.plan import DataFacts, Plan, choose_tokens_per_step, make_plan
 

@@ -23,7 +23,8 @@ from whippet.data.batches import IGNORED, Batch, make_batch
 from whippet.model.decoder import Decoder
 from whippet.train import learner as learner_module
 from whippet.train import replay
-from whippet.train.learner import Learner, Limits
+from whippet.train.learner import Learner
+from whippet.train.limits import Limits
 from whippet.train.objectives import sft
 from whippet.train.replay import Replays
 from whippet.train.shapes import GRAIN, Shape, padded, shape_of
@@ -180,7 +181,7 @@ def test_the_host_is_not_filled_with_what_is_parked(monkeypatch: pytest.MonkeyPa
     learner = make_learner()
     config = learner.decoder.config
     monkeypatch.setattr(Decoder, "device", property(lambda self: torch.device("cuda")))
-    monkeypatch.setattr(learner_module, "free_bytes", lambda: 3 * 1000 * config.hidden_size * 4)
+    monkeypatch.setattr(learner_module, "host_room", lambda: 1999 * config.hidden_size * 4)
     assert learner._smallest(1000).park == 1 and learner._smallest(10).park == config.num_layers
 
 

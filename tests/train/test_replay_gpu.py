@@ -11,7 +11,8 @@ from whippet.bench.settings import SHAPES, Setting
 from whippet.bench.steps import make_learner
 from whippet.data.batches import DataPosition, Step, make_batch
 from whippet.data.weigh import Weighed
-from whippet.train.learner import Learner, Limits
+from whippet.train.learner import Learner
+from whippet.train.limits import Limits
 from whippet.train.replay import Replays
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

@@ -16,7 +16,7 @@ from whippet.bench.settings import Setting
 from whippet.bench.steps import measure, workload
 from whippet.errors import UsageError
 from whippet.recipe import parse_bytes
-from whippet.train.memory import Longest, host_room, longest_context
+from whippet.train.choose import Longest, host_room, longest_context
 
 GPU = torch.device("cuda")
 """Contexts are those of a GPU, whoever asks."""

@@ -34,8 +34,10 @@ from whippet.options import LoraOptions, TrainOptions
 from whippet.recipe import parse_bytes
 from whippet.report.figures import size
 from whippet.train import speed
-from whippet.train.learner import Learner, Limits, quiet_collector
-from whippet.train.memory import Workload, choose_limits, peak_bytes
+from whippet.train.choose import choose_limits
+from whippet.train.learner import Learner, quiet_collector
+from whippet.train.limits import Limits
+from whippet.train.memory import Workload, peak_bytes
 from whippet.train.objectives import sft
 from whippet.train.optim import check_optimizer, make_optimizer, trained_parameters
 from whippet.train.plan import budget_bytes

@@ -31,7 +31,8 @@ from torch.autograd.graph import increment_version
 
 from whippet.kernels import fp8, frozen_linear, gated_mlp, tiles, triton_jit
 from whippet.kernels.fp8 import FP8Tensor, Handover
-from whippet.kernels.frozen_linear import LoraPart, Stacked, Weight
+from whippet.kernels.frozen_linear import Weight
+from whippet.kernels.lora_factors import LoraPart, Stacked
 from whippet.kernels.tiles import low_rank, raise_largest, tile_of
 from whippet.kernels.triton_jit import tl
 

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from whippet.kernels import fp8, triton_jit
 from whippet.kernels.copies import Pair
 from whippet.kernels.fp8 import FP8Tensor, Handover
-from whippet.kernels.frozen_linear import LoraPart, Stacked, Weight, dense, frozen_linear, room_wanted
+from whippet.kernels.frozen_linear import Weight, dense, frozen_linear, room_wanted
 from whippet.kernels.gated_linear import gated_linear
 from whippet.kernels.gated_mlp import silu_mul
+from whippet.kernels.lora_factors import LoraPart, Stacked
 from whippet.kernels.nf4 import NF4Tensor
 from whippet.model.remake import remade
 

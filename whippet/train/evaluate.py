@@ -20,7 +20,7 @@ from whippet.infer.engine import evaluating, generate
 from whippet.infer.model import Model
 from whippet.infer.sampling import Sampling
 from whippet.model.decoder import Decoder
-from whippet.train.learner import Limits
+from whippet.train.limits import Limits
 from whippet.train.micro import micro_batches
 from whippet.train.objectives.sft import Objective
 

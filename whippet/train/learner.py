@@ -11,50 +11,25 @@ import gc
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from whippet.data.batches import Batch, Step
 from whippet.errors import WhippetError
-from whippet.infer.dense import free_bytes
 from whippet.model.decoder import Decoder
 from whippet.options import TrainOptions
+from whippet.train.choose import host_room
+from whippet.train.limits import LEAST_CHUNK_ROWS, LEAST_TILE, Limits
 from whippet.train.micro import micro_batches
 from whippet.train.nonfinite import bad_gradient, bad_output
 from whippet.train.objectives.sft import Objective
 from whippet.train.optim import Parameters, gradient_norm, scale_gradients, step_if
 from whippet.train.replay import Replays, recorder
 
-LEAST_CHUNK_ROWS, LEAST_TILE = 64, 4096
 SPARE = 0.2
 """Share of a device's memory that other work (evaluation, samples) should find free."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How much is held in memory at once; the result does not depend on it."""
-
-    micro_tokens: int
-    """Tokens of a micro-batch; a longer single document goes through alone."""
-    recompute: int
-    """Leading layers whose activations are computed again in the backward pass."""
-    chunk_rows: int
-    """Rows of the output matrix's product that exist at once."""
-    park: int = 0
-    """Leading layers, of those that are computed again, what of which is kept waits in the host's memory."""
-    halves: int = 0
-    """The last layers, of those that are computed again, of which the MLP half alone is."""
-    tile: int = 0
-    """Tokens of a layer that go through its MLP half at once, where that is computed again; 0: all."""
-    entire: int = 0
-    """Layers, evenly spread among the halves that are parked, which park all that they would keep, and compute nothing
-    again."""
-
-    def as_dict(self) -> dict[str, int]:
-        """For JSON; ``Limits(**d)`` makes it again."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -203,11 +178,11 @@ class Learner:
         )
 
     def _smallest(self, tokens: int) -> Limits:
-        """What takes least memory for a micro-batch of ``tokens``. Of the host's no more than half of what is free."""
+        """What takes least memory for a micro-batch of ``tokens``. Of the host's no more than ``host_room``."""
         layers, park = self.decoder.config.num_layers, 0
         if self.decoder.device.type == "cuda":
             a_layer = tokens * self.decoder.config.hidden_size * self.decoder.compute_dtype.itemsize
-            park = max(self.limits.park, min(layers, free_bytes() // 2 // a_layer))
+            park = max(self.limits.park, min(layers, host_room() // a_layer))
         return replace(
             self.limits,
             recompute=layers,

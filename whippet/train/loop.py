@@ -19,7 +19,8 @@ from whippet.train import checkpoint, nonfinite, speed
 from whippet.train.checkpoint import Checkpoint
 from whippet.train.evaluate import evaluate, sample
 from whippet.train.job import Job, Progress, Stopped, step_seed
-from whippet.train.learner import Learner, Learnt, Limits, quiet_collector
+from whippet.train.learner import Learner, Learnt, quiet_collector
+from whippet.train.limits import Limits
 from whippet.train.micro import joined
 from whippet.train.optim import (
     learning_rate,

@@ -24,8 +24,9 @@ from whippet.model.size import layer_matrix_parameters, optimizer_bytes, paramet
 from whippet.options import Recipe
 from whippet.report.figures import count, duration, percent, size
 from whippet.train import checkpoint, speed
-from whippet.train.learner import Limits
-from whippet.train.memory import Workload, choose_limits, fixed_bytes, parked_bytes, peak_bytes, weights_bytes
+from whippet.train.choose import choose_limits
+from whippet.train.limits import Limits
+from whippet.train.memory import Workload, fixed_bytes, parked_bytes, peak_bytes, weights_bytes
 
 GPU_SHARE, CPU_SHARE = 0.92, 0.8
 """Of what is free, for ``memory.budget = "auto"``: the rest is for other programs and for what is not counted."""

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from whippet.data.batches import Batch
 from whippet.kernels.attention import backend
 from whippet.kernels.copies import Copies
-from whippet.kernels.frozen_linear import Stacked
+from whippet.kernels.lora_factors import Stacked
 from whippet.model.decoder import Decoder
 from whippet.train.objectives.sft import Loss, Objective
 from whippet.train.shapes import Shape, padded, shape_of
