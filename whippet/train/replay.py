@@ -1,7 +1,7 @@
 """Forward and backward pass of a micro-batch as one launch: recorded once a shape as a CUDA graph, then replayed.
 
-A step of a small model, or of few tokens, is thousands of kernels of a few microseconds, and Python launches no more
-than one in ten. A recorded graph is launched whole. The first micro-batch of a shape runs as it is written (kernels are
+A step of a small model, or of few tokens, is thousands of kernels of a few microseconds each, and Python takes ten times
+as long to launch one. A recorded graph is launched whole. The first micro-batch of a shape runs as it is written (kernels are
 compiled and tuned then), the second is recorded, and from there on it is replayed with other numbers in the same
 memory. ``shapes.py`` makes the shapes few.
 
