@@ -1,8 +1,8 @@
 """Forward and backward pass of a micro-batch as one launch: recorded once a shape as a CUDA graph, then replayed.
 
-A step of a small model, or of few tokens, is thousands of kernels of a few microseconds each, and Python takes ten times
-as long to launch one. A recorded graph is launched whole. The first micro-batch of a shape runs as it is written (kernels are
-compiled and tuned then), the second is recorded, and from there on it is replayed with other numbers in the same
+A step of a small model, or of few tokens, is thousands of kernels of a few microseconds, and Python takes ten times as
+long to launch one. A recorded graph is launched whole. The first micro-batch of a shape runs as it is written (kernels
+are compiled and tuned then), the second is recorded, and from there on it is replayed with other numbers in the same
 memory. ``shapes.py`` makes the shapes few.
 
 Gradients. The graph that is recorded first leaves them where the backward pass formed them, and there they stay: every
