@@ -228,6 +228,26 @@ def test_graphs_are_not_without_number(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tape.graphs == 3
 
 
+def test_what_keeps_a_gpu_busy_anyway_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor padded; before and after recorded micro-batches of the same step, or alone."""
+    plain, other = (make_learner(limits=Limits(32, 0, 16)) for _ in range(2))
+    monkeypatch.setattr(replay, "MOST_WORK", 31 * other.decoder.config.hidden_size**2)
+    tape = recorded(other)
+    met: set[int] = set()
+
+    def watched(decoder: Decoder, batch: Batch, chunk_rows: int) -> sft.Loss:
+        met.add(batch.num_tokens)
+        return sft.loss(decoder, batch, chunk_rows)
+
+    other.objective = watched
+    for number, packs in enumerate([[[20], [40]], [[40], [20]], [[20]], [[40]], [[20], [40]], [[40], [20]]] * 2):
+        step = ragged_step(packs, seed=number)
+        told, wanted = other.learn(step, 1e-2, number), plain.learn(step, 1e-2, number)
+        assert told.grad_norm == pytest.approx(wanted.grad_norm, rel=1e-5)
+        torch.testing.assert_close(weights_of(other), weights_of(plain), rtol=1e-4, atol=3e-6)
+    assert 40 in met and 20 not in met and 1 <= tape.graphs <= 2 and tape.replays > 4
+
+
 @pytest.mark.parametrize("micro", [10**6, 32])
 def test_recorded_work_makes_room_for_other_shapes(micro: int) -> None:
     """Where both do not fit: also in the middle of a step, whose gradients so far are kept."""

@@ -34,6 +34,9 @@ from whippet.train.shapes import Shape, padded, shape_of
 T = TypeVar("T")
 MOST_GRAPHS = 48
 """Each holds some megabytes of launches on the device; shapes beyond those are not recorded."""
+MOST_WORK = 2 * 4096 * 4096**2
+"""Tokens times the square of the hidden size, from which on a GPU works longer on a kernel than Python takes to launch
+the next: nothing is gained then by recording. 8,192 tokens of an 8B model. One with 4,096 took 252 ms either way."""
 
 
 class Graph(Protocol):
@@ -126,25 +129,22 @@ class Replays:
         batch = batch.with_rows()
         assert batch.rows is not None
         num_trained = len(batch.rows)
-        shape = shape_of(batch, most_tokens)
-        batch = _pinned(padded(batch, shape), self._decoder.device)
         self._look_at_places()
-        key = self._key(shape, chunk_rows)
-        if key.adds and self._fresh and self._gradients is not None:
+        key = None
+        if batch.num_tokens * self._decoder.config.hidden_size**2 <= MOST_WORK:
+            shape = shape_of(batch, most_tokens)
+            batch, key = padded(batch, shape), self._key(shape, chunk_rows)
+        batch = _pinned(batch, self._decoder.device)
+        if self._fresh and self._gradients is not None and (key is None or key.adds):
             torch._foreach_zero_(self._gradients)
         self._fresh = False
-        recorded = self._graphs.get(key)
-        if recorded is None and self._is_due(key):
-            self._renew()  # not within the graph
-            try:
-                recorded = self._recorded(objective, key, batch, chunk_rows)
-            except torch.OutOfMemoryError:
-                self._give_up(key)
+        recorded = None if key is None else self._found(objective, key, batch, chunk_rows)
         if recorded is None:
             self._make_room()
             loss = objective(self._decoder, batch, chunk_rows)
             loss.loss_sum.backward()
-            self._met.add(replace(key, adds=False))
+            if key is not None:
+                self._met.add(replace(key, adds=False))
         else:
             self._renew()
             for name, target in recorded.batch.tensors().items():
@@ -152,6 +152,17 @@ class Replays:
             recorded.graph.replay()
             loss = recorded.loss
         return Loss(loss.loss_sum.detach().clone(), loss.correct.clone(), num_trained)
+
+    def _found(self, objective: Objective, key: Key, batch: Batch, chunk_rows: int) -> Recorded | None:
+        """The graph of ``key``, recorded now if it is time; None if ``batch`` is to run as written."""
+        recorded = self._graphs.get(key)
+        if recorded is None and self._is_due(key):
+            self._renew()  # not within the graph
+            try:
+                recorded = self._recorded(objective, key, batch, chunk_rows)
+            except torch.OutOfMemoryError:
+                self._give_up(key)
+        return recorded
 
     def _key(self, shape: Shape, chunk_rows: int) -> Key:
         """What this micro-batch asks for. The graph that writes gradients serves only the first of a step."""
