@@ -71,7 +71,6 @@ def main(tokens: int) -> None:
     gate_up, grad, scales = random(tokens, 2 * width), random(tokens, width), torch.rand(2 * width, device="cuda")
     one = tokens * width
     tell("activation", lambda: gated_mlp.forward_triton(gate_up), moved=6 * one)
-    tell("activation with FP8", lambda: gated_mlp.forward_rows(gate_up), moved=7 * one)
     tell("activation's backward", lambda: gated_linear.backward_triton(grad, gate_up), moved=12 * one)
     gate_up, grad = random(tokens, 2 * width), random(tokens, width)
     tell("activation's backward with FP8", lambda: gated_linear.backward_rows(grad, gate_up, scales), moved=14 * one)

@@ -86,14 +86,11 @@ def check_products(
 
 
 def check_gated_rows(tokens: int, width: int, rank: int, dtype: torch.dtype, device: str) -> None:
-    """Forward and backward, what comes out in FP8 is what comes out beside it, rounded; and that is what the kernels
+    """In the backward pass, what comes out in FP8 is what comes out beside it, rounded; and that is what the kernels
     without FP8 give, but for a last bit that a compiler may round otherwise."""
     gate_up_TF2 = random(tokens, 2 * width, dtype=dtype, device=device, seed=0, grad=False)
     gate_up_TF2[tokens // 2] = 0
-    y_TF, rows = gated_mlp.forward_rows(gate_up_TF2)
-    assert same(rows, fp8.rows_torch(y_TF))
     tolerance = {"rtol": 2 * torch.finfo(dtype).eps, "atol": 1e-6}
-    torch.testing.assert_close(y_TF, gated_mlp.forward_triton(gate_up_TF2), **tolerance)
     scale_F2 = random(2 * width, dtype=torch.float32, device=device, seed=1, grad=False).abs() * 1e-3
     dhidden_TF = random(tokens, width, dtype=dtype, device=device, seed=2, grad=False)
     factors = [

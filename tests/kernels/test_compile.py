@@ -100,11 +100,6 @@ FP8_KERNELS: dict[str, tuple[Any, dict[str, Any]]] = {
         rms_norm._forward_kernel,
         {**NORM_FORWARD, "codes_ptr": "*fp8e4nv", "ROWS": True},
     ),
-    "gated_mlp forward with fp8 rows": (
-        gated_mlp._forward_rows_kernel,
-        {"x_ptr": "*h", "y_ptr": "*h", "codes_ptr": "*fp8e4nv", "scales_ptr": "*fp32", "x_stride": "i32",
-         "width": "i32", "LARGEST": fp8.LARGEST, "LEAST": fp8.LEAST, "BLOCK": 16384},
-    ),
     "gated_linear backward, its largest numbers": (
         gated_linear._backward_kernel,
         {**GATED_BACKWARD, "FIND_LARGEST": True},

@@ -83,14 +83,11 @@ class _GatedLinear(torch.autograd.Function):
         *factors: Tensor,
     ) -> Tensor:
         added = None if handover is None else handover.take_added(gate_up_TF2)
-        in_fp8 = product and isinstance(weight, FP8Tensor) and fp8.applies(gate_up_TF2)
-        rows = None
         if added is not None:
+            in_fp8 = product and isinstance(weight, FP8Tensor) and fp8.applies(gate_up_TF2)
             hidden_TF, rows = gated_mlp.completed(gate_up_TF2, added, in_fp8=in_fp8)
-        elif in_fp8:
-            hidden_TF, rows = gated_mlp.forward_rows(gate_up_TF2)
         else:
-            hidden_TF = _activated(gate_up_TF2)
+            hidden_TF, rows = _activated(gate_up_TF2), None
         u_TR = hidden_TF @ stacked.a_RK.T
         if product:
             y_TN = frozen_linear.product_with(hidden_TF, weight, bias_N, rows)

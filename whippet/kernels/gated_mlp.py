@@ -3,8 +3,8 @@
     y = silu(g) · u        silu(g) = g · sigmoid(g)
 
 In: gate_up [T, 2F], the gate g in the first half, u in the second. Out: y [T, F] in the same dtype. Kept for the
-backward pass: the input; the activation is computed again. For ``gated_linear.py`` there are passes that also give y in
-FP8 (``forward_rows``), and that first add to g and u what adapters add to them (``completed``).
+backward pass: the input; the activation is computed again. For ``gated_linear.py`` there is a pass that first adds to
+g and u what adapters add to them, and can give y in FP8 too (``completed``).
 
 Shapes: T tokens, F intermediate size, R ranks.
 """
@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import increment_version
 
 from whippet.kernels import fp8, tiles, triton_jit
-from whippet.kernels.fp8 import LARGEST, LEAST, Added, FP8Tensor, factors
+from whippet.kernels.fp8 import Added, FP8Tensor
 from whippet.kernels.tiles import low_rank, raise_largest, tile_of
 from whippet.kernels.triton_jit import tl
 
@@ -81,57 +81,6 @@ def _backward_kernel(grad_ptr, x_ptr, dx_ptr, grad_stride, x_stride, width, BLOC
 
 
 @triton_jit.jit
-def _forward_rows_kernel(  # type: ignore[no-untyped-def]
-    x_ptr,
-    y_ptr,
-    codes_ptr,
-    scales_ptr,
-    x_stride,
-    width,
-    LARGEST: tl.constexpr,
-    LEAST: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    row = tl.program_id(0).to(tl.int64)
-    columns = tl.arange(0, BLOCK)
-    inside = columns < width
-    gate = tl.load(x_ptr + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(x_ptr + row * x_stride + width + columns, mask=inside, other=0.0).to(tl.float32)
-    y = (gate * tl.sigmoid(gate) * up).to(y_ptr.dtype.element_ty)
-    tl.store(y_ptr + row * width + columns, y, mask=inside)
-    # What is rounded to FP8 is what the adapter reads.
-    y = y.to(tl.float32)
-    higher, lower = factors(tl.max(tl.abs(y), axis=0), LARGEST, LEAST)
-    tl.store(codes_ptr + row * width + columns, (y * higher).to(codes_ptr.dtype.element_ty), mask=inside)
-    tl.store(scales_ptr + row, lower)
-
-
-def forward_rows(gate_up_TF2: Tensor) -> tuple[Tensor, FP8Tensor]:
-    """y, and y in FP8 by rows, in one pass where kernels run and a row fits in a program."""
-    x_TF2 = gate_up_TF2 if gate_up_TF2.stride(-1) == 1 else gate_up_TF2.contiguous()
-    num_rows, width = len(x_TF2), x_TF2.shape[1] // 2
-    if not fp8.rows_by_kernels(x_TF2) or width > fp8.WIDEST:
-        y_TF = (forward_triton if triton_jit.usable(x_TF2) else forward_torch)(x_TF2)
-        return y_TF, fp8.quantize_rows(y_TF)
-    y_TF, rows = torch.empty(num_rows, width, dtype=x_TF2.dtype, device=x_TF2.device), fp8.empty_rows(x_TF2, width)
-    block = triton_jit.power_of_two(width)
-    if num_rows:
-        _forward_rows_kernel[(num_rows,)](
-            x_TF2,
-            y_TF,
-            rows.codes,
-            rows.scales,
-            x_TF2.stride(0),
-            width,
-            LARGEST=LARGEST,
-            LEAST=LEAST,
-            BLOCK=block,
-            num_warps=fp8.warps(block),
-        )
-    return y_TF, rows
-
-
-@triton_jit.jit
 def _complete_kernel(  # type: ignore[no-untyped-def]
     x_ptr,
     y_ptr,
@@ -184,7 +133,8 @@ def completed(gate_up_TF2: Tensor, added: Sequence[Added], *, in_fp8: bool) -> t
     if not triton_jit.usable(gate_up_TF2):
         for half_TF, (u_TR, b_FR) in zip(gate_up_TF2.chunk(2, dim=-1), added, strict=True):
             half_TF.addmm_(u_TR, b_FR.T)
-        return forward_rows(gate_up_TF2) if in_fp8 else (forward_torch(gate_up_TF2), None)
+        y_TF = forward_torch(gate_up_TF2)
+        return y_TF, fp8.quantize_rows(y_TF) if in_fp8 else None
     (gate_u_TR, gate_b_FR), (up_u_TR, up_b_FR) = added
     assert gate_up_TF2.stride(1) == 1
     # Both are parts of one matrix.
