@@ -1,11 +1,11 @@
 """Losses of 200 steps on real text: ours in NF4, bf16 and FP8, and those of transformers + peft + bitsandbytes.
 
-usage: python benchmarks/curve.py CHECKPOINT RECORDS --result FILE.json [--steps 200] [--only nf4,bf16,fp8,hf]
+usage: python benchmarks/curve.py CHECKPOINT RECORDS --result FILE.json [--steps 200] [--only nf4,nf4+fp8,bf16,fp8,hf]
 
 All start from the same checkpoint and the same adapter and see the same examples in the same order, about 2,048 tokens
-a step. Compute is bf16, the optimiser AdamW. Theirs is the plain loop, a document at a time. Prints the largest
-relative difference of a step's loss, of ``hf`` against ``nf4`` and of ``fp8`` against ``bf16``, and that of the last 20
-steps' mean. Needs a CUDA device.
+a step. Compute is bf16, the optimiser AdamW. Theirs is the plain loop, the documents of a step as one padded batch.
+Prints the largest relative difference of a step's loss, of ``nf4`` against ``hf``, of ``nf4+fp8`` (products in FP8)
+against ``nf4`` and of ``fp8`` against ``bf16``, and that of the last 20 steps' mean. Needs a CUDA device.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 
 from whippet import lora
 from whippet.bench.table import circumstances
@@ -48,7 +49,7 @@ def main() -> None:
     parser.add_argument("records", type=Path)
     parser.add_argument("--result", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--only", default="nf4,bf16,fp8,hf")
+    parser.add_argument("--only", default="nf4,nf4+fp8,bf16,fp8,hf")
     args = parser.parse_args()
     data = steps(args.checkpoint, args.records, args.steps)
     losses: dict[str, list[float]] = {}
@@ -62,7 +63,7 @@ def main() -> None:
             gc.collect()
             torch.cuda.empty_cache()
     told = {"command": " ".join(sys.argv)} | circumstances(DEVICE) | {"losses": losses, "differences": {}}
-    for one, other in (("nf4", "hf"), ("fp8", "bf16")):
+    for one, other in (("nf4", "hf"), ("nf4+fp8", "nf4"), ("fp8", "bf16")):
         if one in losses and other in losses:
             each = [abs(a - b) / b for a, b in zip(losses[one], losses[other], strict=True)]
             last = abs(mean(losses[one]) - mean(losses[other])) / mean(losses[other])
@@ -78,13 +79,16 @@ def mean(losses: list[float]) -> float:
 
 def steps(checkpoint: Path, records: Path, count: int) -> list[Step]:
     renderer = make_renderer(Tokenizer.load(checkpoint), None)
-    examples = prepare(DataOptions(sources=(Source(str(records)),)), renderer, max_length=1024, seed=0).train
+    examples = prepare(
+        DataOptions(sources=(Source(str(records)),), skip_bad=True), renderer, max_length=1024, seed=0
+    ).train
     found = Batches(examples, tokens_per_step=TOKENS_PER_STEP, max_length=1024, seed=0).steps()
     return [next(found) for _ in range(count)]
 
 
 def ours(checkpoint: Path, data: list[Step], adapter: Path, base: str) -> list[float]:
-    decoder = load_decoder(checkpoint, base=base, compute="bf16", device="cuda")
+    held, _, compute = base.partition("+")
+    decoder = load_decoder(checkpoint, base=held, compute=compute or "bf16", device="cuda")
     lora.attach(decoder, LORA, 0)
     if not adapter.exists():
         save_adapter(decoder, LORA, adapter, str(checkpoint))
@@ -116,12 +120,18 @@ def theirs(checkpoint: Path, data: list[Step], adapter: Path) -> list[float]:
         total = torch.zeros((), device=DEVICE)
         for batch in step.batches:
             there = batch.to(DEVICE)
-            for start, stop in pairwise(batch.cu_seqlens.tolist()):
-                with torch.autocast("cuda", dtype=torch.bfloat16):
-                    scores = model(input_ids=there.ids[None, start:stop]).logits[0]
-                loss = cross_entropy(scores.float(), there.labels[start:stop], ignore_index=IGNORED, reduction="sum")
-                (loss / step.weight_sum).backward()
-                total += loss.detach()
+            borders = list(pairwise(batch.cu_seqlens.tolist()))
+            ids, labels = (
+                pad_sequence([row[start:stop] for start, stop in borders], batch_first=True, padding_value=filler)
+                for row, filler in ((there.ids, 0), (there.labels, IGNORED))
+            )
+            lengths = torch.tensor([stop - start for start, stop in borders], device=DEVICE)
+            mask = torch.arange(ids.shape[1], device=DEVICE) < lengths[:, None]
+            with torch.autocast("cuda", dtype=torch.bfloat16):
+                scores = model(input_ids=ids, attention_mask=mask.long()).logits
+            loss = cross_entropy(scores.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+            (loss / step.weight_sum).backward()
+            total += loss.detach()
         torch.nn.utils.clip_grad_norm_(trained, OPTIONS.clip)
         optimizer.param_groups[0]["lr"] = learning_rate(number, len(data), OPTIONS)
         optimizer.step()

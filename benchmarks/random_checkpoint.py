@@ -1,10 +1,11 @@
-"""Write a random-weight Llama checkpoint of a real shape in Hugging Face layout, shard by shard.
+"""Write a random-weight checkpoint of a real shape in Hugging Face layout, shard by shard.
 
 usage: python benchmarks/random_checkpoint.py SHAPE OUT --tokenizer FOLDER [--template FILE.jinja] [--nf4]
 
-SHAPE is 1b, 3b, 8b or 70b (the Llama 3.x shapes). FOLDER holds tokenizer.json or tokenizer.json.gz. Weights are normal
-with standard deviation 0.02, drawn on the GPU if there is one; the same seed gives the same file on the same device.
---nf4 writes the layers' matrices in 4 bit with double quantisation, as bitsandbytes lays them out.
+SHAPE is one that `whippet bench` measures (8b, 3b, 1b, 70b, qwen-7b, gemma-9b, mistral-7b, phi-4b). FOLDER holds
+tokenizer.json or tokenizer.json.gz, and tokenizer_config.json unless it is Llama 3's. Weights are normal with
+standard deviation 0.02, drawn on the GPU if there is one; the same seed gives the same file on the same device. --nf4
+writes the layers' matrices in 4 bit with double quantisation, as bitsandbytes lays them out.
 """
 
 from __future__ import annotations
@@ -19,29 +20,19 @@ from pathlib import Path
 
 import torch
 
+from whippet.bench.settings import SHAPES
 from whippet.kernels.nf4 import NF4_CODE, quantize_nf4
 from whippet.kernels.nf4_rounding import BLOCK, NESTED_BLOCK
+from whippet.model.config import ModelConfig
+from whippet.model.families import config_to_hf
 from whippet.weights.bnb import STATE
 from whippet.weights.hf import write_checkpoint
+from whippet.weights.names import table
 
-SHARED = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "vocab_size": 128256,
-    "max_position_embeddings": 131072, "rope_theta": 500000.0, "rms_norm_eps": 1e-5, "torch_dtype": "bfloat16",
-    "bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009], "attention_bias": False, "mlp_bias": False,
-    "rope_scaling": {
-        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    },
-}  # fmt: skip
-SHAPES = {
-    "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
-           "num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": True},
-    "3b": {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28, "num_attention_heads": 24,
-           "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True},
-    "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-           "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": False},
-    "70b": {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
-            "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": False},
+LLAMA_3 = {"bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009]}
+LLAMA_3_TOKENIZER = {
+    "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>",
+    "pad_token": "<|finetune_right_pad_id|>",
 }  # fmt: skip
 QUANTISATION = {
     "quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False, "bnb_4bit_quant_type": "nf4",
@@ -51,35 +42,25 @@ QUANTISATION = {
 }  # fmt: skip
 
 
-def tensors(config: dict, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name and bf16 tensor of each weight, in the order of the file."""
+def tensors(config: ModelConfig, seed: int) -> Iterator[tuple[str, torch.Tensor, bool]]:
+    """Name and bf16 tensor of each weight, in the order of the model, and whether it may be held in 4 bit."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator(device).manual_seed(seed)
-    hidden, inner, dim = config["hidden_size"], config["intermediate_size"], config["head_dim"]
-    query, kv = config["num_attention_heads"] * dim, config["num_key_value_heads"] * dim
-
-    def normal(rows: int, columns: int) -> torch.Tensor:
-        drawn = torch.randn(rows, columns, generator=generator, device=device, dtype=torch.float32)
-        return drawn.mul_(0.02).bfloat16()
-
-    yield "model.embed_tokens.weight", normal(config["vocab_size"], hidden)
-    for layer in range(config["num_hidden_layers"]):
-        at = f"model.layers.{layer}"
-        yield f"{at}.input_layernorm.weight", torch.ones(hidden, dtype=torch.bfloat16)
-        for name, rows, columns in (("q", query, hidden), ("k", kv, hidden), ("v", kv, hidden), ("o", hidden, query)):
-            yield f"{at}.self_attn.{name}_proj.weight", normal(rows, columns)
-        yield f"{at}.post_attention_layernorm.weight", torch.ones(hidden, dtype=torch.bfloat16)
-        for name, rows, columns in (("gate", inner, hidden), ("up", inner, hidden), ("down", hidden, inner)):
-            yield f"{at}.mlp.{name}_proj.weight", normal(rows, columns)
-    yield "model.norm.weight", torch.ones(hidden, dtype=torch.bfloat16)
-    if not config["tie_word_embeddings"]:
-        yield "lm_head.weight", normal(config["vocab_size"], hidden)
+    for entry in table(config):
+        for part in entry.parts:
+            if len(part.shape) == 1:
+                # Biases; and norms' scales, which some families hold less one.
+                fill = 0.0 if part.name.endswith(".bias") or config.unit_offset else 1.0
+                yield part.name, torch.full(part.shape, fill, dtype=torch.bfloat16), False
+                continue
+            drawn = torch.randn(*part.shape, generator=generator, device=device, dtype=torch.float32)
+            yield part.name, drawn.mul_(0.02).bfloat16(), entry.quantisable
 
 
-def quantised(named: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The same with the layers' matrices in NF4, each as the tensors that bitsandbytes writes for it."""
-    for name, weight in named:
-        if not name.endswith("_proj.weight"):
+def laid_out(named: Iterator[tuple[str, torch.Tensor, bool]], *, in_nf4: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    """What the file holds: with ``in_nf4`` the layers' matrices each as the tensors that bitsandbytes writes for it."""
+    for name, weight, quantisable in named:
+        if not in_nf4 or not quantisable:
             yield name, weight
             continue
         nf4 = quantize_nf4(weight)
@@ -107,21 +88,22 @@ def main() -> None:
     args = parser.parse_args()
     start = time.perf_counter()
     args.out.mkdir(parents=True, exist_ok=True)
-    config = SHARED | SHAPES[args.shape]
-    named = tensors(config, args.seed)
+    config = SHAPES[args.shape]
+    told = config_to_hf(config, dtype="bfloat16", extra=LLAMA_3 if config.family == "llama" else None)
     if args.nf4:
-        config, named = config | {"quantization_config": QUANTISATION}, quantised(named)
+        told["quantization_config"] = QUANTISATION
+    named = laid_out(tensors(config, args.seed), in_nf4=args.nf4)
     write_checkpoint(args.out, ((name, tensor.cpu()) for name, tensor in named), max_shard_bytes=4 * 10**9)
-    (args.out / "config.json").write_text(json.dumps(config, indent=2))
-    zipped = args.tokenizer / "tokenizer.json.gz"
+    (args.out / "config.json").write_text(json.dumps(told, indent=2))
+    zipped, about = args.tokenizer / "tokenizer.json.gz", args.tokenizer / "tokenizer_config.json"
     if zipped.exists():
         (args.out / "tokenizer.json").write_bytes(gzip.decompress(zipped.read_bytes()))
     else:
         shutil.copyfile(args.tokenizer / "tokenizer.json", args.out / "tokenizer.json")
-    special = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>", "pad_token": "<|finetune_right_pad_id|>"}
-    (args.out / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **special})
-    )
+    if about.exists():
+        shutil.copyfile(about, args.out / about.name)
+    else:
+        (args.out / about.name).write_text(json.dumps(LLAMA_3_TOKENIZER))
     if args.template:
         shutil.copyfile(args.template, args.out / "chat_template.jinja")
     print(f"{args.out}: {args.shape} in {time.perf_counter() - start:.0f} s")

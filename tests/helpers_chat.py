@@ -68,7 +68,7 @@ def conversations(draw: random.Random, number: int) -> Iterator[Conversation]:
 
 
 def transformers_render(
-    source: str, conversation: Conversation, prompt: bool, now: datetime, **special: str
+    source: str, conversation: Conversation, prompt: bool, now: datetime, **special: object
 ) -> str | None:
     """What transformers renders, None where it fails."""
     import transformers.utils.chat_template_utils as oracle

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from whippet.model.config import ModelConfig
+from whippet.model.config import ModelConfig, RopeScaling
 from whippet.model.decoder import Decoder
 
 LLAMA3 = {
@@ -31,22 +32,98 @@ CASES: dict[str, dict[str, Any]] = {
     "qwen2": {"family": "qwen2"},
     "qwen2-tied": {"family": "qwen2", "tie_word_embeddings": True, "rope_parameters": LLAMA3},
 }
+WINDOW = 24
+FACTORS = [1.0 + 0.1 * place for place in range(8)], [1.0 + 0.7 * place for place in range(8)]
+FAMILIES: dict[str, dict[str, Any]] = {
+    "mistral": {"family": "mistral", "sliding_window": WINDOW, "head_dim": 24},
+    "mistral-v0.3": {"family": "mistral", "sliding_window": None},
+    "qwen2-windows": {
+        "family": "qwen2", "use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1,
+    },
+    "qwen3": {
+        "family": "qwen3", "head_dim": 24, "attention_bias": True, "use_sliding_window": True, "sliding_window": WINDOW,
+        "max_window_layers": 1,
+    },
+    "gemma2": {
+        "family": "gemma2", "head_dim": 24, "query_pre_attn_scalar": 20, "sliding_window": WINDOW,
+        "attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.5, "attention_bias": True,
+    },
+    "gemma3": {
+        "family": "gemma3_text", "num_hidden_layers": 3, "head_dim": 24, "query_pre_attn_scalar": 20,
+        "sliding_window": WINDOW, "final_logit_softcapping": 2.5, "attention_bias": True,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+        },
+    },
+    "phi3": {
+        "family": "phi3", "sliding_window": 50, "original_max_position_embeddings": 40,
+        "rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 700.0, "short_factor": FACTORS[0], "long_factor": FACTORS[1],
+        },
+    },
+    "phi3-4k": {"family": "phi3", "sliding_window": WINDOW},
+    "granite": {"family": "granite", "attention_multiplier": 0.25, "attention_bias": True, "mlp_bias": True},
+}  # fmt: skip
+"""One or two of each family, with every feature that it has switched on."""
 TINY = ModelConfig("llama", 97, 64, 128, 2, 4, 2, 16, 2048)
+
+GEMMA = replace(
+    TINY,
+    family="gemma2",
+    tie_embeddings=True,
+    windows=(9, 0),
+    post_norms=True,
+    unit_offset=True,
+    scale_embeddings=True,
+    activation="gelu_tanh",
+    query_pre_attn_scalar=20,
+    attention_softcap=1.5,
+    logit_softcap=2.5,
+)
+CONFIGS = {
+    "llama": TINY,
+    "llama3": replace(TINY, rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 64), tie_embeddings=True),
+    "mistral": replace(TINY, family="mistral", windows=(9, 9)),
+    "qwen2": replace(TINY, family="qwen2", qkv_bias=True, num_heads=4, num_kv_heads=1),
+    "qwen3": replace(TINY, family="qwen3", head_dim=24, qk_norm=True),
+    "gemma2": GEMMA,
+    "gemma3": replace(
+        GEMMA, family="gemma3_text", qk_norm=True, attention_softcap=None, local_rope_theta=300.0, windows=(0, 9)
+    ),
+    "phi3": replace(
+        TINY,
+        family="phi3",
+        windows=(11, 11),
+        fused_names=True,
+        rope_scaling=RopeScaling(
+            "longrope",
+            original_context=14,
+            short_factors=tuple(FACTORS[0]),
+            long_factors=tuple(FACTORS[1]),
+            attention_factor=1.2,
+        ),
+    ),
+}
+"""The same without transformers, and what else differs between models."""
+
+
+def deeper(config: ModelConfig, layers: int) -> ModelConfig:
+    """With so many layers; windows go on as they began."""
+    windows = tuple((config.windows * layers)[:layers])
+    return replace(config, num_layers=layers, windows=windows)
 
 
 def oracle(case: str, **changes: Any) -> Any:
     """A random transformers model in fp32 whose norms and biases are random too."""
     import transformers
 
-    options = SHAPE | CASES[case] | changes
+    options = SHAPE | (CASES | FAMILIES)[case] | changes
     family = options.pop("family", "llama")
-    kinds = {
-        "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
-        "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
-    }
-    config, model = kinds[family]
+    config = transformers.AutoConfig.for_model(family, pad_token_id=None, eos_token_id=1, bos_token_id=1, **options)
     torch.manual_seed(0)
-    made = model(config(**options)).eval()
+    made = transformers.AutoModelForCausalLM.from_config(config).float().eval()
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -58,7 +135,11 @@ def to_v4(folder: Path) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text())
     rope = config.pop("rope_parameters")
+    if "full_attention" in rope:
+        config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        rope = rope["full_attention"]
     config["rope_theta"] = rope.pop("rope_theta")
+    rope.pop("partial_rotary_factor", None)
     config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
     config["torch_dtype"] = config.pop("dtype")
     path.write_text(json.dumps(config))

@@ -32,14 +32,16 @@ from whippet.weights.load import load_decoder
 def test_fp8_is_refused_in_one_line_where_nothing_computes_in_it(
     tiny_checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(compute: str = "auto") -> str:
+    def refused(compute: str = "auto", base: str = "fp8") -> str:
         with pytest.raises(UsageError) as caught:
-            tables = settings(model={"base": "fp8", "compute": compute})
+            tables = settings(model={"base": base, "compute": compute})
             finetune(tiny_checkpoint, data, out=tmp_path / "run", **tables)
         assert not (tmp_path / "run").exists() and "\n" not in str(caught.value)
         return str(caught.value)
 
     assert "compute capability 9.0 (Hopper) or later, and the device is cpu; use" in refused()
+    assert 'model.compute = "fp8" needs an NVIDIA GPU of' in refused("fp8", "nf4")
+    assert "model.compute = 'fp8': must be another than \"fp8\" unless adapters" in refused("fp8", "bf16")
     monkeypatch.setattr("whippet.kernels.fp8.supported", lambda device: True)
     assert 'needs model.compute = "bf16", met float32' in refused()
     monkeypatch.setattr("whippet.kernels.fp8.ALIGNED", 128)

@@ -185,8 +185,9 @@ def _write_merged(material: Material, folder: Path, dtype: str, merge_onto: str,
     ledger = Ledger()
     tensors = ledger.watched(merged_tensors(live, DTYPES[dtype]))
     write_checkpoint(folder, tensors, max_shard_bytes=max_shard_bytes)
+    config = live.config
     del live, tensors
-    _write_settings(material, folder, dtype)
+    _write_settings(material, config, folder, dtype)
     check_tensors(folder, ledger)
     check_words(folder, material.renderer, material.pad_token)
     back = load_decoder(folder, base="bf16" if dtype == "bf16" else "fp32", compute="fp32", device=material.device)
@@ -211,8 +212,8 @@ def _write_adapter(material: Material, folder: Path) -> Written:
     return Written(num_parameters, compare(logits_PV, probe_logits(back, prompts)))
 
 
-def _write_settings(material: Material, folder: Path, dtype: str) -> None:
-    """config.json, generation_config.json and the tokenizer's files."""
+def _write_settings(material: Material, config: ModelConfig, folder: Path, dtype: str) -> None:
+    """config.json of what was written, generation_config.json and the tokenizer's files."""
     tokenizer, pad = material.tokenizer, material.pad_token
     stops = sorted(material.renderer.stop_ids)
     ids = {
@@ -221,7 +222,7 @@ def _write_settings(material: Material, folder: Path, dtype: str) -> None:
         "pad_token_id": tokenizer.token_id(pad) if pad is not None else tokenizer.pad_id,
     }
     special: dict[str, Any] = {key: value for key, value in ids.items() if value is not None}
-    write_json(folder / "config.json", config_to_hf(material.config, dtype=DTYPE_NAMES[dtype], extra=special))
+    write_json(folder / "config.json", config_to_hf(config, dtype=DTYPE_NAMES[dtype], extra=special))
     before = material.folder / "generation_config.json"
     base = read_json(before) if before.is_file() else {}
     drawing = {key: base[key] for key in DRAWING_KEYS if base.get(key) is not None}

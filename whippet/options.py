@@ -10,11 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-Base = Literal["auto", "fp32", "bf16", "fp8", "nf4"]
-Compute = Literal["auto", "fp32", "bf16", "fp16"]
+Base = Literal["auto", "fp32", "bf16", "fp8", "int8", "nf4"]
+Compute = Literal["auto", "fp32", "bf16", "fp16", "fp8"]
 TrainOn = Literal["assistant", "last", "all"]
 DataFormat = Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text"]
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+KNOWN_TARGETS = (*TARGETS, "qkv_proj", "gate_up_proj")
+"""The last two are what Phi-3 has in place of five of the others."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,14 @@ class ModelOptions:
     """Branch, tag or commit of a hub id."""
     base: Base = "auto"
     """How the weights are held: ``fp32``, ``bf16``, ``fp8`` (8 bit, and their products computed in 8 bit: the quickest
-    where memory allows it; NVIDIA GPUs from Hopper on) or ``nf4`` (4 bit). ``auto`` is what the checkpoint has if it is
-    quantised, ``nf4`` for ``train.method = "lora"`` and ``fp32`` master weights for ``"full"``."""
+    where memory allows it; NVIDIA GPUs from Hopper on), ``int8`` (8 bit as LLM.int8(), outliers apart, on any device)
+    or ``nf4`` (4 bit). ``auto`` is what the checkpoint has if it is quantised, ``nf4`` for ``train.method = "lora"``
+    and ``fp32`` master weights for ``"full"``."""
     compute: Compute = "auto"
     """The dtype of activations and products. ``auto``: bf16 on a GPU that has it, else fp16; on the CPU the dtype of
-    an unquantised base, else fp32."""
+    an unquantised base, else fp32. ``fp8``, with an ``nf4`` (or ``fp8``) base: activations in bf16, and products with
+    held weights in 8 bit, which rounds once more and is quicker than any other way in the memory of 4 bit; NVIDIA GPUs
+    from Hopper on."""
     device: str = "auto"
     """``cuda``, ``cuda:1``, ``cpu``. ``auto`` takes a GPU if there is one."""
     pad_token: str | None = None
@@ -45,7 +50,8 @@ class LoraOptions:
     dropout: float = 0.0
     """Probability with which inputs of the adapter are zeroed in training."""
     targets: tuple[str, ...] = TARGETS
-    """Projections that get an adapter."""
+    """Projections that get an adapter. Of a model whose checkpoint holds q, k and v, or gate and up, as one matrix
+    (Phi-3: ``qkv_proj``, ``gate_up_proj``), all of those name that."""
     rslora: bool = False
     """Rank-stabilised scaling (Kalajdzievski 2023)."""
 
@@ -67,8 +73,8 @@ class DataOptions:
     format: DataFormat = "auto"
     """The form of the records; ``auto`` detects it and says what it found."""
     template: str | None = None
-    """A named chat template (``llama-3``, ``chatml``, ``zephyr``, ...) or a ``.jinja`` file; by default the
-    checkpoint's own."""
+    """A named chat template (one of the checkpoint's further ones, or ``llama-3``, ``chatml``, ``zephyr``, ... of ours)
+    or a ``.jinja`` file; by default the checkpoint's own, for conversations with tools its ``tool_use``."""
     train_on: TrainOn = "assistant"
     """Which tokens carry loss: every assistant turn, the last one, or everything."""
     max_length: int = 2048

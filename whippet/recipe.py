@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, Union
 
 from whippet.errors import UsageError
-from whippet.options import TARGETS, LoraOptions, Recipe, Source
+from whippet.options import KNOWN_TARGETS, TARGETS, LoraOptions, Recipe, Source
 
 TABLES = tuple(f.name for f in dataclasses.fields(Recipe) if f.name != "out")
 
@@ -87,8 +87,8 @@ def check(recipe: Recipe, where: str = "recipe") -> Recipe:
     wanted(0 <= lora.dropout < 1, "lora.dropout", lora.dropout, "from 0 to below 1")
     wanted(bool(lora.targets), "lora.targets", [], f"some of {', '.join(TARGETS)}")
     for target in lora.targets:
-        if target not in TARGETS:
-            raise UsageError(f"{where}: lora.targets: unknown projection {target!r}{suggest(target, TARGETS)}")
+        if target not in KNOWN_TARGETS:
+            raise UsageError(f"{where}: lora.targets: unknown projection {target!r}{suggest(target, KNOWN_TARGETS)}")
     wanted(data.max_length >= 2, "data.max_length", data.max_length, "2 or more")
     wanted(0 <= data.eval_fraction <= 0.5, "data.eval_fraction", data.eval_fraction, "from 0 to 0.5")
     for source in (*data.sources, *data.eval_sources):
@@ -112,6 +112,10 @@ def check(recipe: Recipe, where: str = "recipe") -> Recipe:
             model.base in ("auto", "fp32"), "model.base", model.base, 'fp32 (master weights) with train.method = "full"'
         )
         wanted(lora == LoraOptions(), "lora", dataclasses.asdict(lora), 'left out with train.method = "full"')
+    held_in = ("auto", "nf4", "fp8")
+    if model.compute == "fp8":
+        wanted(train.method != "full" and model.base in held_in, "model.compute", model.compute,
+               'another than "fp8" unless adapters are trained over model.base = "nf4" or "fp8"')  # fmt: skip
     parse_bytes(recipe.memory.budget, "memory.budget")
     return recipe
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from whippet import lora
 from whippet.chat.messages import Message
 from whippet.chat.render import Renderer
 from whippet.chat.tokenizer import Tokenizer
@@ -90,7 +91,7 @@ def bases_distance(decoder: Decoder, folder: Path) -> float:
     """How far the base that the decoder holds is from the weights in ``folder``: ``‖held - stored‖ / ‖stored‖`` over
     all projections, adapters left out."""
     apart = whole = 0.0
-    with CheckpointReader(folder) as reader:
+    with lora.disabled(decoder), CheckpointReader(folder) as reader:
         for entry in table(decoder.config):
             if not entry.quantisable:
                 continue

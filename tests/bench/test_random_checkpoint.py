@@ -12,14 +12,12 @@ import torch
 
 from whippet.demo import ASSETS
 from whippet.kernels.nf4 import dequantize_nf4, quantize_nf4
+from whippet.model.config import ModelConfig
 from whippet.weights.hf import CheckpointReader
 from whippet.weights.load import load_decoder, read_config
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "random_checkpoint.py"
-MINI = {
-    "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 32, "tie_word_embeddings": False,
-}  # fmt: skip
+MINI = ModelConfig("llama", 1536, 128, 192, 2, 4, 2, 32, 1024)
 
 
 @pytest.fixture
@@ -29,7 +27,6 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "SHAPES", {"mini": MINI})
-    monkeypatch.setattr(module, "SHARED", module.SHARED | {"vocab_size": 1536})
     return module
 
 

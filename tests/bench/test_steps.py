@@ -18,8 +18,9 @@ SMALL = Setting("tiny", docs=3, length=40)
 
 
 def test_the_shapes_are_those_of_the_models() -> None:
+    others = {"qwen-7b": 7.62, "gemma-9b": 9.24, "mistral-7b": 7.25, "phi-4b": 3.82}
     billions = {name: round(parameters(config) / 1e9, 2) for name, config in SHAPES.items()}
-    assert billions == {"8b": 8.03, "70b": 70.55, "3b": 3.21, "1b": 1.24, "tiny": 0.0}
+    assert billions == {"8b": 8.03, "70b": 70.55, "3b": 3.21, "1b": 1.24, "tiny": 0.0, **others}
     assert {row.setting.shape for row in (*ROWS, *CPU_ROWS)} == set(SHAPES)
     assert all(shape_of(config) == name for name, config in SHAPES.items())
 

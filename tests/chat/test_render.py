@@ -312,3 +312,45 @@ def _seconds(template: ChatTemplate, chat: Conversation, clock: object) -> float
     for _ in range(100):
         template.render(chat)
     return float(clock() - started) / 100
+
+
+def test_named_templates_of_the_checkpoint(tmp_path: Path) -> None:
+    """``tool_use`` in place of the default where there are tools; any of them by its name, before one of ours."""
+    folder = with_config(byte_tokenizer(tmp_path))
+    turns = "{% for m in messages %}{{ m.content }}{{ unk_token }}</s>{% endfor %}"
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>", "unk_token": "<unk>"}')
+    (folder / "additional_chat_templates").mkdir()
+    names = {"tool_use": "{{ tools[0].function.name }}" + turns, "rag": "R" + turns, "chatml": "C" + turns}
+    for name, source in names.items():
+        (folder / "additional_chat_templates" / f"{name}.jinja").write_text(source)
+    chat = talk("a", "b")
+    tokenizer = Tokenizer.load(folder)
+    with pytest.raises(UsageError, match=r"no chat template.*alpaca, chatml, .*rag, tool_use"):
+        make_renderer(tokenizer, None).render(chat)
+    (folder / "chat_template.jinja").write_text("D" + turns)
+    tokenizer = Tokenizer.load(folder)
+    renderer = make_renderer(tokenizer, None)
+    assert renderer.render(chat).text == "Da<unk></s>b<unk></s>"
+    with_tools = Conversation(chat.messages, (TOOL,))
+    assert renderer.render(with_tools).text == "get_weathera<unk></s>b<unk></s>"
+    assert tokenizer.decode(renderer.prompt_ids(chat.messages[:1], [TOOL])) == "get_weathera<unk></s>"
+    assert make_renderer(tokenizer, "rag").render(chat).text == "Ra<unk></s>b<unk></s>"
+    assert make_renderer(tokenizer, "chatml").render(chat).text.startswith("Ca")
+    with pytest.raises(UsageError, match=r"did you mean 'rag'.*known: alpaca, .*rag, tool_use, "):
+        make_renderer(tokenizer, "raag")
+
+
+def test_two_markers_that_end_a_turn(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(with_config(byte_tokenizer(tmp_path, extra=("<e>",))))
+    source = "{% for m in messages %}{{ '[' + m.role + ']' + m.content + '<e></s>' }}{% endfor %}"
+    tokens = Renderer(tokenizer, ChatTemplate(source, name="two")).render(talk("a", "b", "c", "d"))
+    assert spoken(tokenizer, tokens) == ["b<e></s>", "d<e></s>"]
+
+
+def test_an_end_marker_is_not_cut_into_what_may_follow(tmp_path: Path) -> None:
+    """Here both ``<user>`` and ``</s>`` follow it, which begin alike."""
+    tokenizer = Tokenizer.load(with_config(byte_tokenizer(tmp_path)))
+    source = "{% for m in messages %}{{ '<' + m.role + '>' + m.content + '<end>' }}{% endfor %}</s>"
+    renderer = Renderer(tokenizer, ChatTemplate(source, name="alike", eos_token="</s>"))
+    assert renderer.stop_strings == ("<end>",)
+    assert spoken(tokenizer, renderer.render(talk("a", "b", "c", "d"))) == ["b<end>", "d<end></s>"]

@@ -11,7 +11,7 @@ import pytest
 from helpers_chat import TEXTS, byte_tokenizer, real_tokenizer
 
 from whippet.chat.tokenizer import Tokenizer
-from whippet.errors import ModelError
+from whippet.errors import ModelError, UsageError
 
 CONFIG = {"bos_token": "<s>", "eos_token": "</s>"}
 
@@ -64,6 +64,82 @@ def test_which_template_counts(tmp_path: Path, config: Any, jinja: str | None, e
     if jinja is not None:
         (tmp_path / "chat_template.jinja").write_text(jinja)
     assert Tokenizer.load(tmp_path).chat_template == expected
+
+
+def test_templates_in_files_are_all_there_are(tmp_path: Path) -> None:
+    byte_tokenizer(tmp_path)
+    listed = [{"name": "default", "template": "D"}, {"name": "rag", "template": "R"}]
+    written(tmp_path, "tokenizer_config.json", CONFIG | {"chat_template": listed})
+    assert Tokenizer.load(tmp_path).chat_templates == {"default": "D", "rag": "R"}
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("T")
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.chat_templates == {"tool_use": "T"} and tokenizer.chat_template is None
+    (tmp_path / "chat_template.jinja").write_text("J")
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.chat_templates == {"default": "J", "tool_use": "T"} and tokenizer.chat_template == "J"
+    tokenizer.save(tmp_path / "kept", chat_template="J")
+    assert Tokenizer.load(tmp_path / "kept").chat_templates == tokenizer.chat_templates
+    tokenizer.save(tmp_path / "chosen", chat_template="T")
+    assert Tokenizer.load(tmp_path / "chosen").chat_templates == {"default": "T", "tool_use": "T"}
+    tokenizer.save(tmp_path / "other", chat_template="O")
+    assert Tokenizer.load(tmp_path / "other").chat_templates == {"default": "O"}
+
+
+def test_a_further_template_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    byte_tokenizer(tmp_path / "model")
+    (tmp_path / "secret").write_text("S")
+    (tmp_path / "model" / "additional_chat_templates").mkdir()
+    (tmp_path / "model" / "additional_chat_templates" / "x.jinja").symlink_to(tmp_path / "secret")
+    with pytest.raises(ModelError, match="outside"):
+        Tokenizer.load(tmp_path / "model")
+
+
+def test_bos_and_eos_as_the_configuration_says(tmp_path: Path) -> None:
+    byte_tokenizer(tmp_path, adds_bos=True)
+    for config, around in (
+        ({}, (1, None)),
+        ({"add_bos_token": False}, (None, None)),
+        ({"add_eos_token": True}, (1, 2)),
+    ):
+        written(tmp_path, "tokenizer_config.json", CONFIG | config)
+        tokenizer = Tokenizer.load(tmp_path)
+        text = tokenizer.encode("a")
+        wanted = [one for one in (around[0], *text, around[1]) if one is not None]
+        assert tokenizer.encode("a", special_tokens=True) == wanted
+        tokenizer.save(tmp_path / "saved")
+        assert Tokenizer.load(tmp_path / "saved").encode("a", special_tokens=True) == wanted
+    written(tmp_path, "tokenizer_config.json", CONFIG | {"add_bos_token": 1})
+    with pytest.raises(ModelError, match=r"tokenizer_config\.json: add_bos_token is 1, wanted true or false"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_added_tokens(tmp_path: Path, special: bool) -> None:
+    byte_tokenizer(tmp_path, adds_bos=True)
+    written(tmp_path, "tokenizer_config.json", CONFIG)
+    before = Tokenizer.load(tmp_path)
+    after = before.add(["<|one|>", "</s>", "é "], special=special)
+    assert (before.vocab_size, after.vocab_size) == (262, 264) and before.token_id("<|one|>") is None
+    assert after.encode("a <|one|>é </s>") == [*before.encode("a "), 262, 263, 2]
+    assert after.decode([262, 263]) == "<|one|>é " and after.decode([262], skip_special=True) == "<|one|>" * (
+        not special
+    )
+    for text in TEXTS:
+        assert after.encode(text, special_tokens=True) == before.encode(text, special_tokens=True)
+    assert (after.bos_id, after.eos_id, after.adds_bos) == (1, 2, True)
+    after.save(tmp_path / "saved")
+    again = Tokenizer.load(tmp_path / "saved")
+    assert again.encode("a<|one|>é </s>") == after.encode("a<|one|>é </s>") and again.vocab_size == 264
+    third = again.add(["<|two|>"])
+    assert third.encode("<|two|><|one|>") == [264, 262]
+
+
+@pytest.mark.parametrize(("texts", "said"), [([""], "empty"), (["a", "b", "a"], "twice"), (["\ud800x"], "UTF-16")])
+def test_what_cannot_be_added(tmp_path: Path, texts: list[str], said: str) -> None:
+    byte_tokenizer(tmp_path)
+    with pytest.raises(UsageError, match=f"tokens to add.*{said}"):
+        Tokenizer.load(tmp_path).add(texts)
 
 
 def test_spans_cover_the_text(tmp_path: Path) -> None:
@@ -151,7 +227,7 @@ def test_stream_never_shows_half_a_character(tmp_path: Path) -> None:
     assert stream.push(tokenizer.encode("é")[0]) == "" and stream.close() == "\N{REPLACEMENT CHARACTER}"
 
 
-@pytest.mark.parametrize("name", ["llama3", "zephyr"])
+@pytest.mark.parametrize("name", ["llama3", "mistral-v0.3-instruct", "phi-3-mini", "qwen2.5", "zephyr"])
 def test_stream_equals_decode_of_real_tokenizers(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     tokenizer = Tokenizer.load(real_tokenizer(name, tmp_path_factory))
     for text in TEXTS:
@@ -178,6 +254,8 @@ def test_stream_equals_decode_of_real_tokenizers(name: str, tmp_path_factory: py
         ("tokenizer_config.json", b"[1]", "holds a list"),
         ("tokenizer_config.json", b'{"bos_token": 3}', "special token"),
         ("tokenizer_config.json", b'{"chat_template": 3}', "chat_template"),
+        ("tokenizer_config.json", b'{"chat_template": [{"name": "a"}]}', "chat_template, entry 0"),
+        ("tokenizer_config.json", b'{"chat_template": [{"name": "../a", "template": "x"}]}', "plain 'name'"),
         ("tokenizer_config.json", b'{"eos_token": "\\ud83d"}', r"eos_token holds half of a UTF-16 pair, '\\ud83d'"),
         ("tokenizer_config.json", b'{"pad_token": {"content": "x\\udc00"}}', r"pad_token holds half .* '\\udc00'"),
         ("tokenizer_config.json", b'{"unk_token": "\\ud83d"}', "unk_token holds half"),

@@ -1,4 +1,4 @@
-"""Functions as schemas, replies as calls."""
+"""Functions as schemas."""
 
 from __future__ import annotations
 
@@ -7,12 +7,8 @@ from typing import Any, Literal
 
 import pytest
 
-from whippet.chat.messages import Message, ToolCall
-from whippet.chat.tools import parse_reply, schema
+from whippet.chat.tools import schema
 from whippet.errors import UsageError
-
-END = "</tool_call>"
-TWO_CALLS = "\n".join(f'<tool_call>\n{{"name": "{name}", "arguments": {{}}}}\n</tool_call>' for name in "fg")
 
 
 class Unit(enum.Enum):
@@ -121,29 +117,3 @@ def test_functions_that_tell_too_little() -> None:
     ):
         with pytest.raises(UsageError, match=complaint):
             schema(function)
-
-
-@pytest.mark.parametrize(
-    ("text", "content", "calls"),
-    [
-        ('{"name": "f", "parameters": {"a": 1}}', "", [("f", {"a": 1})]),
-        ('<|python_tag|>{"name": "f", "parameters": {}}', "", [("f", {})]),
-        ('<tool_call>\n{"name": "f", "arguments": {"a": "</x>"}}\n</tool_call>', "", [("f", {"a": "</x>"})]),
-        ('Let me.\n<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call>', "Let me.", [("f", {"a": 1})]),
-        (TWO_CALLS, "", [("f", {}), ("g", {})]),
-        ('<tool_call>{"name": "f", "arguments": {"a": "</tool_call>"}}</tool_call>', "", [("f", {"a": END})]),
-        ("plain text", "plain text", []),
-        (" spaces kept ", " spaces kept ", []),
-        ('{"name": "f", "parameters": {', '{"name": "f", "parameters": {', []),
-        ('{"name": 3, "parameters": {}}', '{"name": 3, "parameters": {}}', []),
-        ('{"name": "f", "parameters": [1]}', '{"name": "f", "parameters": [1]}', []),
-        ('{"name": "f"}', '{"name": "f"}', []),
-        ("[1]", "[1]", []),
-        ("<tool_call>broken</tool_call>", "<tool_call>broken</tool_call>", []),
-        ('<tool_call>{"name": "f", "arguments": {}}', '<tool_call>{"name": "f", "arguments": {}}', []),
-        ("[" * 100_000, "[" * 100_000, []),
-    ],
-)  # fmt: skip
-def test_parse_reply(text: str, content: str, calls: list[tuple[str, dict[str, Any]]]) -> None:
-    expected = Message("assistant", content, tuple(ToolCall(name, arguments) for name, arguments in calls))
-    assert parse_reply(text) == expected

@@ -87,6 +87,7 @@ def test_a_run_of_full_fine_tuning(checkpoint: Path, tmp_path: Path) -> None:
     ("files", "error", "said"),
     [
         ({}, UsageError, "is no model: it has neither config.json"),
+        ({"params.json": "{}", "consolidated.00.pth": ""}, UsageError, "Meta's original layout; run: whippet convert"),
         ({"recipe.toml": '[model]\npath = "x"\n'}, UsageError, "its run has not finished"),
         ({"recipe.toml": "[model"}, ModelError, "not a TOML recipe"),
         ({"recipe.toml": "model = 3"}, ModelError, r"\[model\] is 3, wanted a table"),

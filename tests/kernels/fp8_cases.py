@@ -7,8 +7,9 @@ from kernels.op_cases import assert_untouched, random, within_nan
 from tolerance import assert_accurate
 from torch import Tensor
 
-from whippet.kernels import fp8, gated_linear, gated_mlp
+from whippet.kernels import fp8, gated_linear, gated_mlp, nf4_fp8
 from whippet.kernels.fp8 import FP8Tensor, dequantize_fp8, quantize_fp8
+from whippet.kernels.nf4 import dequantize_nf4, join_rows, quantize_nf4
 from whippet.kernels.rms_norm import add_rms_norm
 
 WIDTHS = (1, 64, 100, 431)
@@ -55,6 +56,20 @@ def check_transposed(num_rows: int, num_columns: int, device: str) -> None:
     turned = fp8.transposed(codes.view(fp8.FP8))
     assert turned.is_contiguous() and turned.dtype == fp8.FP8
     assert torch.equal(turned.view(torch.uint8), codes.T)
+
+
+def check_nf4_codes(heights: tuple[int, ...], width: int, device: str, *, double: bool) -> None:
+    """An NF4 matrix of parts becomes the FP8 matrix that its dequantised numbers give, to the bit, and that turned."""
+    parts = [
+        quantize_nf4(rough_rows(rows, width, torch.float16, device).float().nan_to_num(), double=double)
+        for rows in heights
+    ]
+    weight = nf4_fp8.with_rows(join_rows(parts))
+    wanted = quantize_fp8(dequantize_nf4(weight, torch.float32))
+    made, turned = nf4_fp8.codes_of(weight), nf4_fp8.turned_codes_of(weight)
+    assert torch.equal(made.codes.view(torch.uint8), wanted.codes.view(torch.uint8))
+    assert torch.equal(made.scales, wanted.scales)
+    assert turned.is_contiguous() and torch.equal(turned.view(torch.uint8), wanted.codes.view(torch.uint8).T)
 
 
 def exact_product(x_TK: Tensor, weight: FP8Tensor) -> Tensor:

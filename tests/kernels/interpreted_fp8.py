@@ -10,8 +10,9 @@ import torch
 from kernels import fp8_cases as cases
 from kernels.test_fp8 import decoder_and_gradients
 
-from whippet.kernels import fp8, gated_linear, gated_mlp, triton_jit
+from whippet.kernels import fp8, gated_linear, gated_mlp, nf4_fp8, triton_jit
 from whippet.kernels.fp8 import Added, FP8Tensor, Handover
+from whippet.kernels.nf4 import quantize_nf4
 from whippet.model.projection import Adapter, Projection
 
 triton = pytest.importorskip("triton")
@@ -82,6 +83,15 @@ def test_what_is_not_finite_stays_so_in_its_own_row(value: float) -> None:
 @pytest.mark.parametrize("shape", [(16, 16), (64, 64), (132, 52), (128, 256), (300, 272), (63, 100)], ids=str)
 def test_transposed(shape: tuple[int, int]) -> None:
     cases.check_transposed(*shape, "cpu")
+
+
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize(
+    ("heights", "width"), [((16,), 64), ((64, 32, 32), 128), ((130,), 192), ((256, 64), 72)], ids=str
+)
+def test_nf4_codes(heights: tuple[int, ...], width: int, double: bool) -> None:
+    assert nf4_fp8._in_words(nf4_fp8.with_rows(quantize_nf4(torch.ones(heights[0], width))))
+    cases.check_nf4_codes(heights, width, "cpu", double=double)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -11,11 +11,12 @@ from torch import nn
 
 from whippet import lora
 from whippet.errors import ModelError
-from whippet.kernels import fp8
+from whippet.kernels import fp8, nf4, nf4_fp8
 from whippet.kernels.fp8 import FP8, FP8Tensor, dequantize_fp8, join_rows, quantize_fp8
 from whippet.kernels.frozen_linear import frozen_linear
 from whippet.kernels.linear_cross_entropy import linear_cross_entropy
 from whippet.kernels.lora_factors import LoraPart
+from whippet.kernels.nf4 import dequantize_nf4, quantize_nf4, slice_rows
 from whippet.model.decoder import Decoder
 from whippet.options import LoraOptions
 
@@ -158,18 +159,61 @@ def test_a_frozen_linear_in_fp32_is_exact_over_the_weights_as_they_are_held() ->
     torch.testing.assert_close(made[1], grad @ dense + 0.5 * (grad @ b) @ a)
 
 
+@pytest.mark.parametrize(("heights", "width"), [((3,), 7), ((16,), 64), ((64, 32), 128), ((5,), 100)], ids=str)
+@pytest.mark.parametrize("double", [False, True])
+def test_nf4_becomes_the_fp8_that_its_numbers_give(heights: tuple[int, ...], width: int, double: bool) -> None:
+    cases.check_nf4_codes(heights, width, "cpu", double=double)
+
+
+def test_nf4_that_is_not_finite_is_refused_by_name() -> None:
+    weight = quantize_nf4(torch.ones(9, 64), double=False)
+    weight.absmax[7] = float("inf")
+    with pytest.raises(ModelError, match="layer 3: FP8 needs finite weights, met NaN or infinity in row 7 of 9"):
+        nf4_fp8.with_rows(weight, name="layer 3")
+    with pytest.raises(ModelError, match=r"layer 3: FP8 takes a matrix, met NF4 of shape \[64\]"):
+        nf4_fp8.with_rows(quantize_nf4(torch.ones(64)), name="layer 3")
+
+
+def test_rows_that_were_cut_keep_their_scales() -> None:
+    weight = nf4_fp8.with_rows(quantize_nf4(torch.randn(128, 64, generator=torch.Generator().manual_seed(0))))
+    part = slice_rows(weight, 64, 128)
+    assert torch.equal(nf4_fp8.codes_of(part).scales, weight.fp8_rows[1, 64:])
+    assert nf4.join_rows([part, part]).fp8_rows is None  # other rows: somebody must look at them
+
+
+def test_a_decoder_over_nf4_in_fp8_learns_as_over_the_fp8_of_its_numbers() -> None:
+    """To the bit: the same codes, scales and order of operations. And in fp32 NF4 is what it was."""
+    loss, gradients = decoder_and_gradients("nf4+fp8", torch.bfloat16)
+    same_loss, same = decoder_and_gradients("fp8 of nf4", torch.bfloat16)
+    assert loss == same_loss and torch.equal(gradients, same)
+    exact_loss, exact = decoder_and_gradients("nf4", torch.float32)
+    again_loss, again = decoder_and_gradients("nf4+fp8", torch.float32)
+    assert exact_loss == again_loss and torch.equal(exact, again)
+    off = (gradients - exact).norm() / exact.norm()
+    assert 0.05 < off < 0.12, float(off)
+
+
 def decoder_and_gradients(
     base: str, compute: torch.dtype, recompute: int = 0, device: str = "cpu", tile: int = 0
 ) -> tuple[float, torch.Tensor]:
-    """Loss and gradients of all factors of a tiny decoder, over FP8 weights or over the same ones dequantised."""
+    """Loss and gradients of all factors of a tiny decoder, over FP8 weights, over the same ones dequantised, or over NF4."""
     decoder = Decoder(TINY, compute_dtype=compute, device="cpu").requires_grad_(False)
     draw = torch.Generator().manual_seed(2)
     for name, parameter in list(decoder.named_parameters()):
         parameter.normal_(1.0 if "norm" in name else 0.0, 0.1, generator=draw)
-    for _, projection in decoder.projections():
-        held = quantize_fp8(projection.dense)
-        if base == "fp8":
+    for name, projection in decoder.projections():
+        weight = projection.dense
+        if "nf4" in base:
+            in_4bit = quantize_nf4(weight)
+            projection.set_quantised(in_4bit)
+            weight = nn.Parameter(dequantize_nf4(in_4bit, torch.float32), requires_grad=False)
+        held = quantize_fp8(weight)
+        if base.startswith("fp8"):
             projection.set_quantised(held)
+        elif base == "nf4+fp8":
+            projection.multiply_in_fp8(name=name)
+        elif base == "nf4":
+            continue
         else:
             projection.weight = nn.Parameter(dequantize_fp8(held), requires_grad=False)
     lora.attach(decoder, LoraOptions(r=8), seed=0)

@@ -7,12 +7,14 @@ import torch
 from kernels import op_cases as cases
 
 from whippet.kernels import frozen_linear, nf4
+from whippet.kernels.gated_mlp import Activation
 from whippet.kernels.nf4 import dequantize_nf4, join_rows, quantize_nf4
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
+activations = pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
 dtypes = pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 shapes = pytest.mark.parametrize("shape", [*cases.SHAPES, (300, 4096)], ids=str)
 strided = pytest.mark.parametrize("strided", [False, True])
@@ -35,8 +37,22 @@ def test_rope(num_tokens: int, head_dim: int, dtype: torch.dtype, strided: bool)
 @dtypes
 @shapes
 @strided
-def test_silu_mul(shape: tuple[int, int], dtype: torch.dtype, strided: bool) -> None:
-    cases.check_silu_mul(shape, dtype, "cuda", strided=strided)
+@activations
+def test_gated(shape: tuple[int, int], dtype: torch.dtype, strided: bool, activation: Activation) -> None:
+    cases.check_gated(shape, dtype, "cuda", strided=strided, activation=activation)
+
+
+@dtypes
+@shapes
+def test_offset_norm(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    cases.check_offset_norm(shape, dtype, "cuda")
+
+
+@dtypes
+@pytest.mark.parametrize(("num_tokens", "head_dim"), [(1, 64), (63, 20)])
+@pytest.mark.parametrize(("offset", "strided"), [(False, True), (True, False)])
+def test_norm_and_rope(num_tokens: int, head_dim: int, offset: bool, strided: bool, dtype: torch.dtype) -> None:
+    cases.check_norm_and_rope(num_tokens, head_dim, dtype, "cuda", offset=offset, strided=strided)
 
 
 @dtypes
@@ -44,6 +60,16 @@ def test_silu_mul(shape: tuple[int, int], dtype: torch.dtype, strided: bool) -> 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_packed_attention(lengths: tuple[int, ...], kv_heads: int, dtype: torch.dtype) -> None:
     cases.check_attention(lengths, dtype, "cuda", kv_heads=kv_heads)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("lengths", [(63,), (31, 31, 31), (7, 1, 1, 30, 12), (100, 431)], ids=str)
+@pytest.mark.parametrize(("window", "softcap"), [(20, None), (0, 0.7), (20, 0.7)])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_windows_and_caps(
+    lengths: tuple[int, ...], window: int, softcap: float | None, head_dim: int, dtype: torch.dtype
+) -> None:
+    cases.check_attention(lengths, dtype, "cuda", window=window, softcap=softcap, head_dim=head_dim)
 
 
 @dtypes
@@ -71,14 +97,18 @@ def test_gated_linear_of_ranks(dtype: torch.dtype, ranks: tuple[int, ...]) -> No
 @dtypes
 @pytest.mark.parametrize("rank", [0, 1, 4, 16, 24, 100, 256])
 @pytest.mark.parametrize(("tokens", "width"), [(1, 8), (45, 150), (64, 64), (300, 14336)])
-def test_gated_backward(tokens: int, width: int, rank: int, dtype: torch.dtype) -> None:
-    cases.check_gated_backward(tokens, width, rank, dtype, "cuda")
+@activations
+def test_gated_backward(tokens: int, width: int, rank: int, dtype: torch.dtype, activation: Activation) -> None:
+    cases.check_gated_backward(tokens, width, rank, dtype, "cuda", activation)
 
 
 @dtypes
 @pytest.mark.parametrize(("rows", "vocabulary", "chunk_rows"), [(1, 63, 8), (63, 100, 16), (123, 431, 123)])
-def test_linear_cross_entropy(rows: int, vocabulary: int, chunk_rows: int, dtype: torch.dtype) -> None:
-    cases.check_cross_entropy(rows, vocabulary, dtype, "cuda", chunk_rows)
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_linear_cross_entropy(
+    rows: int, vocabulary: int, chunk_rows: int, softcap: float | None, dtype: torch.dtype
+) -> None:
+    cases.check_cross_entropy(rows, vocabulary, dtype, "cuda", chunk_rows, softcap)
 
 
 @dtypes

@@ -32,6 +32,16 @@ def test_transposed(shape: tuple[int, int]) -> None:
     cases.check_transposed(*shape, "cuda")
 
 
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize(
+    ("heights", "width"),
+    [((16,), 64), ((130,), 192), ((256, 64), 72), ((4096, 1024, 1024), 4096), ((4096,), 14336)],
+    ids=str,
+)
+def test_nf4_codes(heights: tuple[int, ...], width: int, double: bool) -> None:
+    cases.check_nf4_codes(heights, width, "cuda", double=double)
+
+
 @dtypes
 @pytest.mark.parametrize("width", [16, 100, 431, 4096])
 def test_norm_rows(width: int, dtype: torch.dtype) -> None:

@@ -6,9 +6,11 @@ import pytest
 import torch
 from kernels import op_cases as cases
 
-from whippet.kernels import frozen_linear, linear_cross_entropy
+from whippet.kernels import block_attention, frozen_linear, linear_cross_entropy
+from whippet.kernels.gated_mlp import Activation
 from whippet.kernels.nf4 import quantize_nf4
 
+activations = pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
 dtypes = pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 shapes = pytest.mark.parametrize("shape", cases.SHAPES, ids=str)
 
@@ -30,8 +32,22 @@ def test_rope(num_tokens: int, head_dim: int, dtype: torch.dtype, strided: bool)
 @dtypes
 @shapes
 @pytest.mark.parametrize("strided", [False, True])
-def test_silu_mul(shape: tuple[int, int], dtype: torch.dtype, strided: bool) -> None:
-    cases.check_silu_mul(shape, dtype, "cpu", strided=strided)
+@activations
+def test_gated(shape: tuple[int, int], dtype: torch.dtype, strided: bool, activation: Activation) -> None:
+    cases.check_gated(shape, dtype, "cpu", strided=strided, activation=activation)
+
+
+@dtypes
+@shapes
+def test_offset_norm(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    cases.check_offset_norm(shape, dtype, "cpu")
+
+
+@dtypes
+@pytest.mark.parametrize(("num_tokens", "head_dim"), [(1, 64), (63, 20)])
+@pytest.mark.parametrize(("offset", "strided"), [(False, True), (True, False)])
+def test_norm_and_rope(num_tokens: int, head_dim: int, offset: bool, strided: bool, dtype: torch.dtype) -> None:
+    cases.check_norm_and_rope(num_tokens, head_dim, dtype, "cpu", offset=offset, strided=strided)
 
 
 @dtypes
@@ -39,6 +55,16 @@ def test_silu_mul(shape: tuple[int, int], dtype: torch.dtype, strided: bool) -> 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_packed_attention(lengths: tuple[int, ...], kv_heads: int, dtype: torch.dtype) -> None:
     cases.check_attention(lengths, dtype, "cpu", kv_heads=kv_heads)
+
+
+@dtypes
+@pytest.mark.parametrize("lengths", [(63,), (5, 5, 5), (7, 1, 1, 0, 30, 12)], ids=str)
+@pytest.mark.parametrize(("window", "softcap"), [(6, None), (0, 0.7), (6, 0.7)])
+def test_windows_and_caps(
+    lengths: tuple[int, ...], window: int, softcap: float | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(block_attention, "BLOCK", 10)
+    cases.check_attention(lengths, dtype, "cpu", window=window, softcap=softcap)
 
 
 @dtypes
@@ -62,9 +88,11 @@ def test_a_wide_weight_goes_by_halves(dtype: torch.dtype, monkeypatch: pytest.Mo
 
 @dtypes
 @pytest.mark.parametrize("quantised", [False, True])
-def test_gated_linear(dtype: torch.dtype, quantised: bool) -> None:
+@activations
+def test_gated_linear(dtype: torch.dtype, quantised: bool, activation: Activation) -> None:
     weight_NF = cases.random(100, 123, dtype=torch.float32, device="cpu", seed=5, grad=False)
-    cases.check_gated_linear(quantize_nf4(weight_NF) if quantised else weight_NF, dtype, "cpu", 63)
+    weight = quantize_nf4(weight_NF) if quantised else weight_NF
+    cases.check_gated_linear(weight, dtype, "cpu", 63 if activation == "silu" else 31, activation=activation)
 
 
 @dtypes
@@ -76,8 +104,11 @@ def test_gated_linear_of_ranks(dtype: torch.dtype, ranks: tuple[int, ...]) -> No
 
 @dtypes
 @pytest.mark.parametrize(("rows", "vocabulary", "chunk_rows"), [(1, 63, 8), (63, 100, 16), (123, 431, 123)])
-def test_linear_cross_entropy(rows: int, vocabulary: int, chunk_rows: int, dtype: torch.dtype) -> None:
-    cases.check_cross_entropy(rows, vocabulary, dtype, "cpu", chunk_rows)
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_linear_cross_entropy(
+    rows: int, vocabulary: int, chunk_rows: int, softcap: float | None, dtype: torch.dtype
+) -> None:
+    cases.check_cross_entropy(rows, vocabulary, dtype, "cpu", chunk_rows, softcap)
 
 
 @pytest.mark.parametrize("wrong", [float("inf"), float("nan")])

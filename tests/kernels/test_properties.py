@@ -17,7 +17,7 @@ from whippet.kernels import frozen_linear as frozen_linear_module
 from whippet.kernels.attention import cached_attention, naive_attention, packed_attention
 from whippet.kernels.frozen_linear import frozen_linear
 from whippet.kernels.gated_linear import gated_linear
-from whippet.kernels.gated_mlp import silu_mul
+from whippet.kernels.gated_mlp import gated
 from whippet.kernels.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
 from whippet.kernels.lora_factors import LoraPart, Stacked
 from whippet.kernels.nf4 import dequantize_nf4, quantize_nf4
@@ -107,7 +107,7 @@ def test_only_the_inputs_of_norms_and_gates_are_kept() -> None:
     x, residual, weight = normal(7, 64, grad=True), normal(7, 64, seed=1, grad=True), normal(64, seed=2)
     for function in (lambda: rms_norm(x, weight, 1e-5), lambda: add_rms_norm(x, residual, weight, 1e-5)[0]):
         assert sum(tensor.numel() for tensor in kept_by(function)) == 7 * 64 + 64 + 7
-    assert [tensor.data_ptr() for tensor in kept_by(lambda: silu_mul(x))] == [x.data_ptr()]
+    assert [tensor.data_ptr() for tensor in kept_by(lambda: gated(x))] == [x.data_ptr()]
 
 
 def test_full_logits_never_exist() -> None:

@@ -64,6 +64,18 @@ def test_layers_keep_what_they_are_said_to(
     assert bytes_kept - 64 <= held - STREAM <= bytes_kept + 52 * min(park, halves) + 64
 
 
+@pytest.mark.parametrize("changes", [{"qk_norm": True}, {"post_norms": True}, {"fused_names": True}], ids=str)
+def test_other_layers_keep_what_they_are_said_to(changes: dict[str, Any]) -> None:
+    config = replace(CONFIG, **changes)
+    decoder = random_decoder(config).requires_grad_(False)
+    lora.attach(decoder, LoraOptions(r=2), seed=0)
+    kept = kept_bytes(config, 4, 2, TARGETS)
+    assert kept != KEPT
+    for recompute, halves, wanted in ((0, 0, kept.whole), (4, 4, kept.half), (4, 0, kept.x)):
+        held, _ = measured(decoder.train(), recompute, halves, 0)
+        assert 4 * wanted - 64 <= held - STREAM <= 4 * wanted + 64
+
+
 def test_what_is_parked_by_halves_leaves_the_device(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("whippet.model.park.LEAST_BYTES", 0)
     held, _ = measured(decoder, 4, 4, 4)

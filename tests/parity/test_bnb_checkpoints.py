@@ -1,4 +1,4 @@
-"""Checkpoints that transformers and bitsandbytes quantised are read without either, to the last bit."""
+"""Checkpoints that transformers and bitsandbytes quantised are read without either, to the last bit, and written."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ import torch
 from helpers_models import change_config, logits, oracle
 from safetensors.torch import load_file, save_file
 
-from whippet.errors import ModelError
+from whippet import lora
+from whippet.errors import ModelError, UsageError
 from whippet.kernels.nf4 import dequantize_nf4
 from whippet.model.projection import Projection
+from whippet.options import LoraOptions
+from whippet.weights.bnb_write import quantised_tensors, quantization_config
+from whippet.weights.hf import write_checkpoint
 from whippet.weights.load import load_decoder, open_checkpoint, read_config
 
 SKIPPED = ["lm_head", "model.layers.1.mlp", "model.layers.0.self_attn.k_proj"]
-KINDS = ("double", "single", "skipping")
+NF4 = ("double", "single", "skipping")
+OTHERS = ("fp4", "fp4-double", "int8", "int8-skipping")
 PARTS = {
     "qkv": ("self_attn", "q_proj", "k_proj", "v_proj"),
     "o": ("self_attn", "o_proj"),
@@ -28,16 +33,17 @@ PARTS = {
 }
 
 
-def quantise(source: Path, target: Path, *, skipped: list[str] | None = None, double: bool = True) -> Any:
+def quantise(source: Path, target: Path, kind: str) -> Any:
     """Quantise a checkpoint with bitsandbytes and save it in its own layout."""
     import transformers
 
     options = transformers.BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=double,
+        load_in_4bit="int8" not in kind,
+        load_in_8bit="int8" in kind,
+        bnb_4bit_quant_type="fp4" if "fp4" in kind else "nf4",
+        bnb_4bit_use_double_quant=kind in ("double", "skipping", "fp4-double"),
         bnb_4bit_compute_dtype=torch.bfloat16,
-        llm_int8_skip_modules=skipped,
+        llm_int8_skip_modules=SKIPPED if "skipping" in kind else None,
     )
     model = transformers.AutoModelForCausalLM.from_pretrained(
         source, dtype=torch.bfloat16, quantization_config=options, device_map="cpu"
@@ -60,25 +66,25 @@ Quantised = dict[str, tuple[Path, Any]]
 
 @pytest.fixture(scope="module")
 def quantised(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Quantised:
-    folders = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
-    return {
-        kind: (
-            folder,
-            quantise(plain, folder, skipped=SKIPPED if kind == "skipping" else None, double=kind != "single"),
-        )
-        for kind, folder in folders.items()
-    }
+    folders = {kind: tmp_path_factory.mktemp(kind) for kind in (*NF4, *OTHERS)}
+    return {kind: (folder, quantise(plain, folder, kind)) for kind, folder in folders.items()}
 
 
 def theirs(model: Any, name: str) -> torch.Tensor:
     """A fused matrix of a bitsandbytes model, dequantised by bitsandbytes."""
-    import bitsandbytes.functional as bnb
-
     _, index, ours = name.split(".")
     home, *parts = PARTS[ours]
     modules = [model.get_submodule(f"model.layers.{index}.{home}.{part}") for part in parts]
-    weights = [module.weight for module in modules]
-    return torch.cat([bnb.dequantize_4bit(w.data, w.quant_state) if hasattr(w, "quant_state") else w for w in weights])
+    return torch.cat([numbers(module.weight) for module in modules])
+
+
+def numbers(weight: Any) -> torch.Tensor:
+    """The weight of a module of bitsandbytes, dequantised by it."""
+    import bitsandbytes.functional as bnb
+
+    if getattr(weight, "SCB", None) is not None:
+        return bnb.int8_vectorwise_dequant(weight.CB if weight.CB is not None else weight.data, weight.SCB)
+    return bnb.dequantize_4bit(weight.data, weight.quant_state) if hasattr(weight, "quant_state") else weight
 
 
 def ours(projection: Projection) -> torch.Tensor:
@@ -87,7 +93,7 @@ def ours(projection: Projection) -> torch.Tensor:
     return dequantize_nf4(projection.nf4, torch.bfloat16)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NF4)
 def test_weights_equal_those_of_bitsandbytes(kind: str, quantised: Quantised) -> None:
     folder, model = quantised[kind]
     decoder = load_decoder(folder)
@@ -108,7 +114,59 @@ def test_quantised_here_equals_quantised_there(quantised: Quantised, plain: Path
         assert torch.equal(ours(first), ours(second)), name
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OTHERS)
+def test_fp4_and_8_bit_are_read_as_the_numbers_they_stand_for(kind: str, quantised: Quantised) -> None:
+    """Of the dtype that they had: bf16 for fp4, fp32 for 8 bit, which does not tell."""
+    folder, model = quantised[kind]
+    assert read_config(folder)[1] is False
+    decoder = load_decoder(folder, base="fp32")
+    for name, projection in decoder.projections():
+        assert torch.equal(projection.dense, theirs(model, name).float()), name
+        assert (projection.dense == 0).float().mean() < 0.2
+    again = load_decoder(folder, base="nf4")
+    assert all(projection.nf4 is not None for _, projection in again.projections())
+    held = load_decoder(folder)
+    for (name, projection), (_, dense) in zip(held.projections(), decoder.projections(), strict=True):
+        assert torch.equal(projection.weight_fp32(), dense.dense), name
+    left = [name for name, projection in held.projections() if projection.quantised is None]
+    skipped = ["layers.0.qkv", "layers.1.gate_up", "layers.1.down"]
+    assert left == {"int8": [], "int8-skipping": skipped}.get(kind, [name for name, _ in held.projections()])
+
+
+@pytest.mark.parametrize("kind", ["double", "single", "skipping", "int8", "int8-skipping"])
+def test_a_base_is_written_back_with_its_bytes(kind: str, quantised: Quantised, tmp_path: Path) -> None:
+    """And read by bitsandbytes. A matrix that was skipped takes the parts that lie beside it along, as numbers."""
+    import transformers
+
+    folder, model = quantised[kind]
+    decoder = load_decoder(folder)
+    write_checkpoint(tmp_path, quantised_tensors(decoder, torch.bfloat16))
+    before, after = load_file(folder / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    if "skipping" in kind:
+        beside = ("layers.0.self_attn.q_proj.", "layers.0.self_attn.v_proj.")
+        before = {name: tensor for name, tensor in before.items() if not any(part in name for part in beside)}
+        after = {name: tensor for name, tensor in after.items() if not any(part in name for part in beside)}
+    assert list(after) == list(before)
+    for name, tensor in before.items():
+        assert (after[name].dtype, after[name].shape) == (tensor.dtype, tensor.shape), name
+        assert torch.equal(after[name], tensor), name
+    config = json.loads((folder / "config.json").read_text())
+    written = config["quantization_config"] | quantization_config(decoder, torch.bfloat16)
+    assert written["bnb_4bit_use_double_quant"] is (kind in ("double", "skipping"))
+    assert (written["load_in_8bit"], written["load_in_4bit"]) == ("int8" in kind, "int8" not in kind)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": written}))
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16, device_map="cpu")
+    for name, _ in decoder.projections():
+        wanted = theirs(model, name)
+        # What lies beside a skipped matrix is written in 16 bit, which numbers of 8 bit times a scale need not be.
+        wanted = wanted.bfloat16() if (kind, name) == ("int8-skipping", "layers.0.qkv") else wanted
+        assert torch.equal(theirs(again, name), wanted), name
+    lora.attach(decoder, LoraOptions(r=2, targets=("o_proj",)), seed=0)
+    with pytest.raises(UsageError, match=r"layers\.0\.o has an adapter"):
+        list(quantised_tensors(decoder, torch.bfloat16))
+
+
+@pytest.mark.parametrize("kind", NF4)
 def test_logits_are_those_of_the_dequantised_weights(kind: str, quantised: Quantised) -> None:
     folder, _ = quantised[kind]
     ids = torch.randint(0, 97, (30,), generator=torch.Generator().manual_seed(0))
@@ -143,8 +201,9 @@ def state_with(tensors: dict[str, torch.Tensor], **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda t: t.update({STATE.replace("nf4", "fp4"): t.pop(STATE)}), "fp4"),
-        (lambda t: t.update({NAME.replace("weight", "SCB"): torch.ones(2)}), "SCB"),
+        (lambda t: t.update({STATE.replace("nf4", "fp4"): t.pop(STATE)}), "quant_type nf4, wanted fp4"),
+        (lambda t: t.update({STATE.replace("nf4", "fp4"): t[STATE].clone()}), "as nf4 and as fp4"),
+        (lambda t: t.update({NAME.replace("weight", "SCB"): torch.ones(2)}), "as nf4 and as int8"),
         (lambda t: t.pop(STATE), "is U8"),
         (lambda t: t.pop(NAME + ".absmax"), "absmax.*is missing"),
         (lambda t: t.update({NAME + ".absmax": t[NAME + ".absmax"][1:].clone()}), "numbers, wanted"),
@@ -185,6 +244,27 @@ def test_what_is_not_finite_is_named(kind: str, part: str, base: Any, quantised:
         load_decoder(tmp_path, base=base)
 
 
+SCALES = NAME.replace("weight", "SCB")
+FORM = NAME.replace("weight", "weight_format")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.pop(SCALES), "SCB' of a quantised matrix is missing"),
+        (lambda t: t.update({SCALES: t[SCALES][1:].clone()}), "SCB is F32"),
+        (lambda t: t.update({FORM: torch.tensor(2, dtype=torch.uint8)}), "weight_format is none"),
+        (lambda t: t.update({NAME: t[NAME].float()}), "has an SCB and is F32"),
+        (lambda t: (t.pop(SCALES), t.pop(FORM)), "is I8; whippet reads F32"),
+        (lambda t: t[SCALES][-1:].fill_(float("inf")), "SCB holds NaN or infinity"),
+    ],
+)
+def test_damage_of_8_bit_is_named(change: Any, words: str, quantised: Quantised, tmp_path: Path) -> None:
+    changed(quantised["int8"][0], tmp_path, change)
+    with pytest.raises(ModelError, match=words):
+        load_decoder(tmp_path)
+
+
 def changed(folder: Path, target: Path, change: Any) -> None:
     """A copy of the checkpoint with other tensors."""
     tensors = load_file(folder / "model.safetensors")
@@ -197,9 +277,9 @@ def changed(folder: Path, target: Path, change: Any) -> None:
     ("quantisation", "words"),
     [
         ({"quant_method": "gptq", "bits": 4}, "gptq"),
-        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "8 bit"),
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}, "fp4"),
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "fp4"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True, "llm_int8_threshold": "6"}, "llm_int8_threshold"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "int4"}, "'int4'"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": []}, r"'\[\]'"),
         ("nf4", "must be a table"),
     ],
 )

@@ -111,6 +111,7 @@ def phi_3(chat: Conversation) -> Iterator[Piece]:
         yield f"<|{message.role}|>\n", -1
         yield f"{message.content}<|end|>", turn if message.role == "assistant" else -1
         yield "\n", -1
+    yield "</s>", -1
 
 
 def gemma(chat: Conversation) -> Iterator[Piece]:
@@ -128,14 +129,14 @@ def gemma(chat: Conversation) -> Iterator[Piece]:
 def mistral(chat: Conversation) -> Iterator[Piece]:
     yield "<s>", -1
     system, turns = split_system(chat)
-    before = f"{system}\n\n" if system is not None else ""
+    last = max(turn for turn, message in turns if message.role == "user")
     for turn, message in turns:
         if message.role == "assistant":
             yield " ", -1
-            yield f"{message.content}</s>", turn
+            yield f"{message.content.strip()}</s>", turn
         else:
-            yield f"[INST] {before}{message.content} [/INST]", -1
-            before = ""
+            before = f"{system}\n\n" if system is not None and turn == last else ""
+            yield f"[INST] {before}{message.content}[/INST]", -1
 
 
 def alpaca(chat: Conversation) -> Iterator[Piece]:

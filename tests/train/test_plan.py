@@ -74,6 +74,16 @@ def test_what_is_chosen_fits_and_more_memory_is_never_slower(gib: float, host: i
         assert step_time(QLORA, richer) <= step_time(QLORA, limits)
 
 
+def test_nf4_in_fp8_has_the_memory_of_the_one_and_nearly_the_speed_of_the_other() -> None:
+    both, fp8 = dataclasses.replace(QLORA, fp8=True), dataclasses.replace(QLORA, base="fp8")
+    nothing = Limits(4096, 0, 512)
+    assert both.time_per_token(nothing, 2048) == fp8.time_per_token(nothing, 2048)
+    assert fixed_bytes(both) == fixed_bytes(QLORA)
+    for limits in (nothing, Limits(4096, 32, 512), Limits(4096, 32, 512, 32)):
+        # Its codes are half of a weight in 16 bit, and the codes of what it is multiplied with come to them.
+        assert abs(peak_bytes(both, limits) - peak_bytes(QLORA, limits)) < 0.03 * peak_bytes(QLORA, limits)
+
+
 def test_fp8_takes_a_byte_a_weight_and_half_the_time_of_its_products() -> None:
     """6.98 billion weights of projections; products over them are more than three quarters of a step's work."""
     fp8, bf16 = (dataclasses.replace(QLORA, base=base) for base in ("fp8", "bf16"))

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from whippet import lora
 from whippet.chat.tokenizer import Tokenizer
-from whippet.errors import ModelError
+from whippet.errors import ModelError, UsageError
+from whippet.kernels import fp8
 from whippet.kernels.fp8 import dequantize_fp8, quantize_fp8
 from whippet.options import LoraOptions
 from whippet.weights.adapter import CONFIG, WEIGHTS, load_adapter, save_adapter
@@ -77,7 +78,7 @@ def test_a_tied_checkpoint_may_hold_its_output_matrix_again(folder: Path) -> Non
         opened(folder)
 
 
-@pytest.mark.parametrize("base", ["fp32", "bf16", "fp8", "nf4"])
+@pytest.mark.parametrize("base", ["fp32", "bf16", "fp8", "int8", "nf4"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_weights_that_are_not_finite_are_named_with_their_file(folder: Path, base: Any, value: float) -> None:
     weight = load_file(folder / SINGLE)[UP]
@@ -109,6 +110,19 @@ def test_fp8_holds_the_projections_in_8_bit_and_nothing_else(folder: Path) -> No
     assert torch.equal(up, dequantize_fp8(quantize_fp8(stored[UP])))
     assert not torch.equal(up, stored[UP]) and (up - stored[UP]).norm() < 0.03 * stored[UP].norm()
     assert not torch.equal(gate, up)
+
+
+def test_compute_fp8_keeps_nf4_and_needs_it(folder: Path) -> None:
+    decoder = load_decoder(folder, base="nf4", compute="fp8", device="cpu")
+    plain = load_decoder(folder, base="nf4", compute="bf16", device="cpu")
+    assert decoder.compute_dtype == torch.bfloat16
+    for (name, one), (_, other) in zip(decoder.projections(), plain.projections(), strict=True):
+        assert fp8.wanted(one.nf4) and not fp8.wanted(other.nf4), name
+        assert one.nf4.nbytes == other.nf4.nbytes + 8 * one.out_size  # two numbers a row
+        assert torch.equal(one.weight_fp32(), other.weight_fp32())
+    for base in ("bf16", "fp32"):
+        with pytest.raises(UsageError, match=f'model.compute = "fp8" needs model.base = "nf4" or "fp8", met "{base}"'):
+            load_decoder(folder, base=base, compute="fp8", device="cpu")
 
 
 def test_an_adapter_that_is_not_finite_is_named(folder: Path, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def longest(setting: Setting, cap: str) -> Longest:
     """What ``cap`` (such as ``16GB``) holds. UsageError if it holds nothing."""
     found = longest_context(workload(setting, GPU), num_bytes(cap))
     if found is None:
-        raise UsageError(f"{cap} do not hold one token of {setting.shape} {setting.base}")
+        raise UsageError(f"{cap} do not hold one token of {setting.shape} {setting.held}")
     return found
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from whippet.model.config import ModelConfig, RopeScaling
+from whippet.model.known import known
 
 LLAMA_3 = RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
 SHAPES = {
@@ -26,9 +27,13 @@ SHAPES = {
         "llama", 128256, 2048, 8192, 16, 32, 8, 64, 131072, rope_theta=500000.0, rope_scaling=LLAMA_3,
         tie_embeddings=True,
     ),
+    "qwen-7b": known("Qwen/Qwen2.5-7B-Instruct"),
+    "gemma-9b": known("google/gemma-2-9b-it"),
+    "mistral-7b": known("mistralai/Mistral-7B-Instruct-v0.3"),
+    "phi-4b": known("microsoft/Phi-3.5-mini-instruct"),
     "tiny": ModelConfig("llama", 1536, 192, 576, 8, 6, 3, 32, 1024, tie_embeddings=True),
 }  # fmt: skip
-"""Llama 3.1 8B, Llama 3.3 70B, Llama 3.2 3B and 1B, and the embedded model."""
+"""Llama 3.1 8B, Llama 3.3 70B, Llama 3.2 3B and 1B, those of other families, and the embedded model."""
 CAPS = ("16GB", "24GB", "48GB", "80GB")
 """Memory of cards for which the longest context is told."""
 
@@ -49,11 +54,18 @@ class Setting:
     base: Literal["bf16", "fp8", "nf4"] = "nf4"
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     rank: int = 16
+    compute: Literal["auto", "fp8"] = "auto"
+    """As ``model.compute``: ``fp8`` multiplies an NF4 base so."""
+
+    @property
+    def held(self) -> str:
+        """How the base is held, and in what it is multiplied if that is no matter of course."""
+        return self.base if self.compute == "auto" else f"{self.base}+{self.compute}"
 
     @property
     def name(self) -> str:
         budget = "" if self.budget == "auto" else f" {self.budget}"
-        return f"{self.shape} {self.base} {self.docs}x{self.length}{budget}"
+        return f"{self.shape} {self.held} {self.docs}x{self.length}{budget}"
 
     @property
     def tokens(self) -> int:
@@ -88,12 +100,15 @@ class Row:
 ROWS = (
     Row("nf4-small", Setting("8b", budget="6.8GiB", optimizer="adamw8bit")),
     Row("nf4", Setting("8b", budget="20.8GiB"), checkpointing=False),
+    Row("nf4-fp8", Setting("8b", budget="20.8GiB", compute="fp8"), checkpointing=False),
     Row("fp8", Setting("8b", budget="24GiB", base="fp8"), checkpointing=False),
     Row("long", Setting("8b", docs=1, length=32768, budget="14GiB", optimizer="adamw8bit")),
     Row("records-8", Setting("8b"), "records", warmup=30, times=4, examples=8),
     Row("records-packed", Setting("8b", docs=8), "records", warmup=6),
     Row("1b", Setting("1b"), checkpointing=False),
     Row("3b", Setting("3b"), checkpointing=False),
+    Row("3b-fp8", Setting("3b", compute="fp8"), checkpointing=False),
+    *(Row(name, Setting(name), checkpointing=False) for name in ("qwen-7b", "gemma-9b", "mistral-7b", "phi-4b")),
     Row("context", Setting("8b", docs=1, optimizer="adamw8bit", rank=32), "context"),
     Row("cold", Setting("8b"), "cold"),
     Row("70b", Setting("70b", docs=1, budget="41GiB", optimizer="adamw8bit")),

@@ -157,6 +157,9 @@ def make_learner(
     if limits is None:
         limits = choose_limits(work, budget)
     decoder = random_decoder(work.config, setting.base, device, _compute(device))
+    if setting.compute == "fp8":
+        for name, projection in decoder.projections():
+            projection.multiply_in_fp8(name=name)
     lora.attach(decoder, options, 0)
     parameters = trained_parameters(decoder, "lora")
     tell = partial(print, file=sys.stderr)
@@ -177,13 +180,14 @@ def workload(
         longest or setting.length,
         tokens or setting.tokens,
         1.0,
+        fp8=setting.compute == "fp8",
     )
 
 
 def random_decoder(
     config: ModelConfig, base: str, device: torch.device, compute: torch.dtype, *, seed: int = 0
 ) -> Decoder:
-    """A decoder whose weights are drawn on ``device``: normal with deviation 0.02, norms one."""
+    """A decoder whose weights are drawn on ``device``: normal with deviation 0.02, norms one, biases zero."""
     draw = torch.Generator(device).manual_seed(seed)
     held = torch.bfloat16 if base == "bf16" else compute
     decoder = Decoder(config, compute_dtype=compute, device="meta", dtype=held)
@@ -201,9 +205,12 @@ def random_decoder(
         if isinstance(module, Projection) and base == "fp8" and leaf == "weight":
             module.set_quantised(quantize_fp8(normal(*parameter.shape)))
             continue
-        value = (
-            torch.ones(parameter.shape, device=device, dtype=held) if parameter.ndim == 1 else normal(*parameter.shape)
-        )
+        if parameter.ndim == 1:
+            # A bias, or a norm's scale, which some families hold less one.
+            fill = 0.0 if leaf == "bias" or config.unit_offset else 1.0
+            value = torch.full(parameter.shape, fill, device=device, dtype=held)
+        else:
+            value = normal(*parameter.shape)
         setattr(module, leaf, nn.Parameter(value, requires_grad=False))
     return decoder
 

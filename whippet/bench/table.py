@@ -128,7 +128,11 @@ def _steps(row: Row, around: Around) -> Iterator[Result]:
     setting = row.setting
 
     def ours() -> Side:
-        if setting.base == "fp8" and around.device.type == "cuda" and not fp8.supported(around.device):
+        if (
+            "fp8" in (setting.base, setting.compute)
+            and around.device.type == "cuda"
+            and not fp8.supported(around.device)
+        ):
             raise UsageError("fp8 needs an NVIDIA GPU of compute capability 9.0 (Hopper) or later")
         found = measure(setting, around.device, steps=around.steps * row.times, warmup=row.warmup)
         return Side(found.tokens_per_s, found.peak, details=found.as_dict())
@@ -162,7 +166,7 @@ def _records(row: Row, around: Around) -> Iterator[Result]:
     amount = f"{row.examples} examples" if row.examples else f"{setting.tokens:,} tokens"
     side = _tried(ours, around.device)
     beside = _beside(row, around, theirs) if not side.error else {}
-    yield Result(row.name, f"{setting.shape} {setting.base} {amount}", "examples/s", side, beside)
+    yield Result(row.name, f"{setting.shape} {setting.held} {amount}", "examples/s", side, beside)
 
 
 def _context(row: Row, around: Around) -> Iterator[Result]:
@@ -174,7 +178,7 @@ def _context(row: Row, around: Around) -> Iterator[Result]:
                 return measured_context(setting, cap, around.device)
             return planned_context(setting, cap)
 
-        what = f"{setting.shape} {setting.base} r{setting.rank} in {cap}"
+        what = f"{setting.shape} {setting.held} r{setting.rank} in {cap}"
         yield Result(row.name, what, "tokens", _tried(ours, around.device))
 
 

@@ -17,14 +17,18 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from whippet.chat.checkpoint_templates import DEFAULT, WITH_TOOLS
 from whippet.chat.messages import Completion, Conversation, Example, Message
+from whippet.chat.replies import parse_reply
 from whippet.chat.spans import Rendering, check_complete, end_marker, find_spans
 from whippet.chat.template import MAX_SOURCE, ChatTemplate, named_template, template_names
 from whippet.chat.tokenizer import Tokenizer
-from whippet.chat.tools import parse_reply
 from whippet.errors import DataError, ModelError, UsageError
 
 BOS_LINE = "{{- bos_token }}\n"
+CALL_END = "<|eom_id|>"
+"""What Llama 3 ends a message with that calls a tool, where other turns end with ``<|eot_id|>``."""
+OWN = ((DEFAULT, "of the checkpoint"), (WITH_TOOLS, "'tool_use' of the checkpoint"))
 PLAINEST = Conversation((Message("user", "a"), Message("assistant", "b")))
 """A chat whose rendering shows what the template does by itself."""
 
@@ -60,23 +64,29 @@ class Tokens:
 
 
 class Renderer:
-    """Renders for one tokenizer and one template (None: documents and completions only).
+    """Renders for one tokenizer and one template (None: documents and completions only). Conversations with tools go
+    through ``with_tools`` if there is such a template.
 
     stop_ids: tokens that end a reply. stop_strings: texts that do, where the template's end marker is no single token.
     """
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, template: ChatTemplate | None, with_tools: ChatTemplate | None = None
+    ) -> None:
         self.tokenizer = tokenizer
         self.template = template
+        self.with_tools = with_tools
         end = end_marker(template, tokenizer.added_tokens) if template is not None else None
         end_id = tokenizer.token_id(end) if end is not None else None
-        self.stop_ids: frozenset[int] = tokenizer.stop_ids | ({end_id} if end_id is not None else set())
+        found = {end_id, tokenizer.token_id(CALL_END) if template is not None and CALL_END in template.source else None}
+        self.stop_ids: frozenset[int] = tokenizer.stop_ids | {token_id for token_id in found if token_id is not None}
         self.stop_strings: tuple[str, ...] = (end,) if end is not None and end_id is None else ()
         texts = {tokenizer.token_text(token_id) for token_id in self.stop_ids} | {end}
         self._ends = tuple(sorted((text for text in texts if text), key=len, reverse=True))
         # A header such as <|assistant|> may be defined to swallow the whitespace after it, the content's included.
         self._swallowing = np.fromiter(tokenizer.added_tokens.values(), dtype=np.int32)
-        self._end_pattern = re.compile(r"\s*(?:" + ("|".join(map(re.escape, self._ends)) or "(?!)") + ")")
+        # Some templates end a turn with two markers: one for the text, one for the turn.
+        self._end_pattern = re.compile(r"\s*(?:" + ("|".join(map(re.escape, self._ends)) or "(?!)") + ")+")
 
     def render(self, example: Example, *, all_authors: bool = False, add_generation_prompt: bool = False) -> Tokens:
         """Tokens of ``example``. ``all_authors`` also tells whose the tokens of other roles are, else they count as
@@ -90,7 +100,8 @@ class Renderer:
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[dict[str, object]] = ()) -> list[int]:
         """The tokens after which the assistant's next turn comes."""
         conversation = Conversation(tuple(messages), tuple(tools))
-        ids = self.tokenizer.encode(self._chat_template().render(conversation, add_generation_prompt=True))
+        template = self._chat_template(conversation)
+        ids = self.tokenizer.encode(template.render(conversation, add_generation_prompt=True))
         self._check_bos(ids)
         return ids
 
@@ -102,7 +113,7 @@ class Renderer:
         return parse_reply(text)
 
     def _conversation(self, conversation: Conversation, all_authors: bool, add_generation_prompt: bool) -> Tokens:
-        template = self._chat_template()
+        template = self._chat_template(conversation)
         now = datetime.now()
         rendered = template.render_marked(conversation, add_generation_prompt=add_generation_prompt, now=now)
         rendering = Rendering(template, conversation, add_generation_prompt, now, rendered.text)
@@ -166,11 +177,13 @@ class Renderer:
             tokens.authors[0], tokens.turns[0] = Author.TEMPLATE, -1
         return tokens
 
-    def _chat_template(self) -> ChatTemplate:
+    def _chat_template(self, conversation: Conversation) -> ChatTemplate:
+        if conversation.tools and self.with_tools is not None:
+            return self.with_tools
         if self.template is None:
             raise UsageError(
                 "this checkpoint has no chat template, so it cannot hold a conversation; choose one with "
-                f"--template or --set data.template=NAME ({', '.join(template_names())}) or a .jinja file"
+                f"--template or --set data.template=NAME ({', '.join(_known(self.tokenizer))}) or a .jinja file"
             )
         return self.template
 
@@ -183,24 +196,37 @@ class Renderer:
 
 
 def make_renderer(tokenizer: Tokenizer, template: str | None) -> Renderer:
-    """A renderer with the checkpoint's own template (``template`` None), one of ours by name, or a ``.jinja`` file.
+    """A renderer with the checkpoint's own template (``template`` None), one of its further ones or of ours by name, or
+    a ``.jinja`` file.
 
-    Ours write BOS only for a tokenizer that puts it before texts itself. Raises UsageError or ModelError for a template
-    that cannot be found, read or used, whatever the data.
+    The checkpoint's ``tool_use``, if it has one, renders conversations with tools where no template is named. Ours
+    write BOS only for a tokenizer that puts it before texts itself. Raises UsageError or ModelError for a template that
+    cannot be found, read or used, whatever the data.
     """
+    own = tokenizer.chat_templates
     if template is None:
-        source, name = tokenizer.chat_template, "of the checkpoint"
-    elif template.endswith(".jinja"):
-        source, name = _read_template(Path(template)), template
-    else:
-        source, name = named_template(template), f"'{template}'"
-        source = source if tokenizer.adds_bos else source.removeprefix(BOS_LINE)
+        made = [_made(tokenizer, own.get(name), where) for name, where in OWN]
+        return Renderer(tokenizer, *made)
+    if template in own:
+        return Renderer(tokenizer, _made(tokenizer, own[template], f"'{template}' of the checkpoint"))
+    if template.endswith(".jinja"):
+        return Renderer(tokenizer, _made(tokenizer, _read_template(Path(template)), template))
+    source = named_template(template, also=tuple(own))
+    source = source if tokenizer.adds_bos else source.removeprefix(BOS_LINE)
+    return Renderer(tokenizer, _made(tokenizer, source, f"'{template}'"))
+
+
+def _made(tokenizer: Tokenizer, source: str | None, name: str) -> ChatTemplate | None:
     if source is None:
-        return Renderer(tokenizer, None)
-    bos, eos = tokenizer.bos_token or "", tokenizer.eos_token or ""
-    made = ChatTemplate(source, name=name, bos_token=bos, eos_token=eos)
+        return None
+    made = ChatTemplate(source, name=name, variables=tokenizer.named_tokens)
     _check_template(made, tokenizer)
-    return Renderer(tokenizer, made)
+    return made
+
+
+def _known(tokenizer: Tokenizer) -> list[str]:
+    """The names that may be asked for."""
+    return sorted({*template_names(), *tokenizer.chat_templates})
 
 
 def _check_template(template: ChatTemplate, tokenizer: Tokenizer) -> None:

@@ -12,11 +12,18 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
-from whippet.chat.messages import Conversation, Message
+from whippet.chat.messages import Conversation, Message, ToolCall
+from whippet.chat.replies import INTERPRETER
 from whippet.chat.template import ChatTemplate
 from whippet.errors import DataError
 
+PLAIN_TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "f", "description": "", "parameters": {"type": "object", "properties": {}}},
+}
+"""For templates that take no chat without tools."""
 FIRST_PRIVATE, LAST_PRIVATE = 0xE000, 0xF8FF
 
 
@@ -36,11 +43,16 @@ class Rendering:
         conversation = replace(self.conversation, messages=changed)
         return self.template.render(conversation, add_generation_prompt=self.add_generation_prompt, now=self.now)
 
+    def cut(self, turns: int, messages: Mapping[int, Message], add_generation_prompt: bool) -> str:
+        """The text of the first ``turns`` messages, some of them replaced."""
+        kept = tuple(messages.get(turn, one) for turn, one in enumerate(self.conversation.messages[:turns]))
+        conversation = replace(self.conversation, messages=kept)
+        return self.template.render(conversation, add_generation_prompt=add_generation_prompt, now=self.now)
+
     def start(self, turns: int, add_generation_prompt: bool) -> str | None:
         """The text of the first ``turns`` messages, if the template renders them and the whole begins with it."""
-        conversation = replace(self.conversation, messages=self.conversation.messages[:turns])
         try:
-            text = self.template.render(conversation, add_generation_prompt=add_generation_prompt, now=self.now)
+            text = self.cut(turns, {}, add_generation_prompt)
         except DataError:
             return None
         return text if self.text.startswith(text) else None
@@ -62,7 +74,9 @@ def find_spans(rendering: Rendering, wanted: Collection[int], ends: Collection[s
     for turn in wanted:
         if turn in found:
             continue
-        span = _alone(rendering, turn, marker) or _between(rendering, turn, ends)
+        span = (
+            _alone(rendering, turn, marker) or _between(rendering, turn, ends) or _after(rendering, turn, ends, marker)
+        )
         if span is not None:
             found[turn] = span
         elif messages[turn].role == "assistant":
@@ -78,7 +92,7 @@ def check_complete(rendering: Rendering, found: Mapping[int, tuple[int, int]]) -
     messages = rendering.conversation.messages
     for turn, message in enumerate(messages):
         for call in message.tool_calls:
-            if call.name not in text[slice(*found[turn])]:
+            if not _shows(text[slice(*found[turn])], call):
                 raise DataError(f"chat template {name} leaves out the tool call of message {turn} ({call.name})")
     unproven = [
         turn
@@ -93,6 +107,12 @@ def check_complete(rendering: Rendering, found: Mapping[int, tuple[int, int]]) -
     tools = [str(tool.get("function", tool).get("name", "")) for tool in rendering.conversation.tools]
     if tools and not any(tool in text for tool in tools):
         raise DataError(f"chat template {name} leaves out the tools ({', '.join(tools)[:80]})")
+
+
+def _shows(said: str, call: ToolCall) -> bool:
+    """Whether what was said holds a call: its name, or a program as it stands, which needs none."""
+    code = call.arguments.get("code") if call.name == INTERPRETER else None
+    return call.name in said or (isinstance(code, str) and bool(code.strip()) and code in said)
 
 
 def _unseen(rendering: Rendering, turns: Collection[int], marker: str) -> Collection[int]:
@@ -168,13 +188,44 @@ def _alone(rendering: Rendering, turn: int, marker: str) -> tuple[int, int] | No
 
 
 def _between(rendering: Rendering, turn: int, ends: Collection[str]) -> tuple[int, int] | None:
-    """From the prompt for a turn to the last end marker of the text that includes it, where both are beginnings of
+    """From the prompt for a turn to the last end marker of the text that ends with it, where both are beginnings of
     the whole."""
-    before, after = rendering.start(turn, True), rendering.start(turn + 1, False)
-    if before is None or after is None:
+    before = rendering.start(turn, True)
+    if before is None:
+        return None
+    try:
+        after = rendering.cut(turn + 1, {}, False)
+    except DataError:
         return None
     end = max((after.rfind(text) for text in ends), default=-1)
-    return (len(before), end) if end >= len(before) else None
+    return (len(before), end) if end >= len(before) and rendering.text.startswith(after[:end]) else None
+
+
+def _after(rendering: Rendering, turn: int, ends: Collection[str], marker: str) -> tuple[int, int] | None:
+    """From what follows the message before, in a prompt for this turn, to the last end marker of the text that ends
+    with it. Some templates write an earlier part in another way once later turns are there (Mistral's put the tools
+    before the last question), so that neither of these texts need be a beginning of the whole."""
+    before = turn - 1
+    if before < 0:
+        return None
+    marked = {before: _stand_in(rendering.conversation.messages[before], marker)}
+    try:
+        whole = rendering.again(marked)
+        prompt, ended = rendering.cut(turn, marked, True), rendering.cut(turn + 1, marked, False)
+    except DataError:
+        return None
+    if {text.count(marker) for text in (whole, prompt, ended)} != {1}:
+        return None
+    rest, head, tail = (text.partition(marker)[2] for text in (whole, prompt, ended))
+    end = max((tail.rfind(text) for text in ends), default=-1)
+    if (
+        not rendering.text.endswith(rest)
+        or end < len(head)
+        or not (tail.startswith(head) and rest.startswith(tail[:end]))
+    ):
+        return None
+    start = len(rendering.text) - len(rest)
+    return start + len(head), start + end
 
 
 def _stand_in(message: Message, content: str) -> Message:
@@ -184,18 +235,29 @@ def _stand_in(message: Message, content: str) -> Message:
 def end_marker(template: ChatTemplate, known: Collection[str]) -> str | None:
     """What ``template`` puts after an assistant's turn: one of the token texts in ``known`` if it begins with one,
     else the text that follows whether or not another turn comes; None if nothing does."""
-    question, answer = Message("user", "\ue000"), Message("assistant", "\ue001")
-    tails: list[str] = []
-    for messages in ((question, answer), (question, answer, question)):
-        try:
-            text = template.render(Conversation(messages))
-        except DataError:
-            return None
-        tails.append(text.partition("\ue001")[2].lstrip())
+    tails = _tails(template, ()) or _tails(template, (PLAIN_TOOL,))
+    if not tails:
+        return None
     tokens = [token for token in known if token and tails[0].startswith(token)]
-    return max(tokens, key=len, default=None) or _common_start(*tails).strip() or None
+    return max(tokens, key=len, default=None) or _common_start(tails[0], tails[1], known).strip() or None
 
 
-def _common_start(left: str, right: str) -> str:
+def _tails(template: ChatTemplate, tools: tuple[dict[str, Any], ...]) -> list[str]:
+    """What follows an answer at the end of a chat, and before another question; empty if the template refuses."""
+    question, answer = Message("user", "\ue000"), Message("assistant", "\ue001")
+    chats = ((question, answer), (question, answer, question))
+    try:
+        texts = [template.render(Conversation(messages, tools)) for messages in chats]
+    except DataError:
+        return []
+    return [text.partition("\ue001")[2].lstrip() for text in texts]
+
+
+def _common_start(left: str, right: str, whole: Collection[str] = ()) -> str:
+    """What both texts begin with; it does not end within one of the texts in ``whole`` that either of them holds."""
     length = next((place for place, (one, two) in enumerate(zip(left, right, strict=False)) if one != two), None)
-    return min(left, right, key=len) if length is None else left[:length]
+    end = min(len(left), len(right)) if length is None else length
+    for text in (left, right):
+        begins = [text.find(token, max(0, end - len(token) + 1), end + len(token) - 1) for token in whole if token]
+        end = min([end, *(begin for begin in begins if 0 <= begin < end)])
+    return left[:end]

@@ -35,7 +35,8 @@ class Rendered:
 
 
 class ChatTemplate:
-    """A compiled template. ``name`` is how messages call it; the special tokens are what it may print."""
+    """A compiled template. ``name`` is how messages call it; the special tokens are what it may print, and
+    ``variables`` whatever else it looks up by name (``date_string``, ``enable_thinking``, ...)."""
 
     def __init__(
         self,
@@ -44,11 +45,11 @@ class ChatTemplate:
         name: str,
         bos_token: str = "",
         eos_token: str = "",
-        special_tokens: Mapping[str, str] | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> None:
         self.source = source
         self.name = name
-        self._given = {"bos_token": bos_token, "eos_token": eos_token, **(special_tokens or {})}
+        self._given = {"bos_token": bos_token, "eos_token": eos_token, **(variables or {})}
         self._template = _compile(source, name)
         self.has_marks = _has_marks(source)
 
@@ -106,12 +107,14 @@ class ChatTemplate:
         return Rendered(text, tuple(spans))
 
 
-def named_template(name: str) -> str:
-    """The source of one of our templates; UsageError names the nearest if there is none called ``name``."""
+def named_template(name: str, also: tuple[str, ...] = ()) -> str:
+    """The source of one of our templates; UsageError names the nearest if there is none called ``name``. ``also``:
+    further names that might have been meant."""
     if name not in template_names():
-        near = difflib.get_close_matches(name, template_names(), n=1)
+        known = sorted({*template_names(), *also})
+        near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise UsageError(f"no chat template is called {name!r:.60}{hint} (known: {', '.join(template_names())})")
+        raise UsageError(f"no chat template is called {name!r:.60}{hint} (known: {', '.join(known)})")
     return (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Text to token ids and back, for any checkpoint that has a ``tokenizer.json``.
+"""Text to token ids and back, for any checkpoint that has a ``tokenizer.json`` or a ``tokenizer.model``.
 
 Comes in: a checkpoint's folder. Goes out: a ``Tokenizer`` with its special tokens, its end tokens and its chat
 template. The ids are those of the ``tokenizers`` library; nothing here changes them. Files come from strangers: they
@@ -10,13 +10,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
 from whippet.chat.checkpoint_files import TokenizerFiles, read_tokenizer_files
-from whippet.errors import ModelError
+from whippet.chat.checkpoint_templates import DEFAULT, FILE, FOLDER
+from whippet.chat.text_files import whole
+from whippet.chat.text_stream import TextStream
+from whippet.chat.tokenizer_json import post_processor
+from whippet.errors import ModelError, UsageError
 
 PAD_NAMES = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<|PAD|>", "<PAD>", "<|padding|>")
 PAD_WORD = re.compile(r"(?<![a-z])pad(?:ding)?(?![a-z])")
@@ -32,7 +38,8 @@ class Tokenizer:
     stop_ids: every token that ends a reply by the checkpoint's own files.
     special_ids: added tokens that are marked special. vocab_size: ids, added tokens included. num_bytes: of the file.
     adds_bos, adds_eos: what the tokenizer's own post-processor puts around a text.
-    chat_template: the checkpoint's template, None if it has none.
+    named_tokens: what the checkpoint calls bos_token, eos_token, unk_token and pad_token; templates may print them.
+    chat_template: the checkpoint's template, None if it has none. chat_templates: all that it has, by name.
     """
 
     def __init__(self, core: tokenizers.Tokenizer, files: TokenizerFiles) -> None:
@@ -52,13 +59,18 @@ class Tokenizer:
             self.bos_id, self.bos_token = around[0], core.id_to_token(around[0])
         self.adds_bos = self.bos_id is not None and around[:1] == [self.bos_id]
         self.adds_eos = self.eos_id is not None and around[-1:] == [self.eos_id]
-        listed = [*files.eos_ids, *([] if self.eos_id is None else [self.eos_id])]
+        ends = [token_id for token_id in map(self.token_id, files.turn_ends) if token_id is not None]
+        listed = [*files.eos_ids, *ends, *([] if self.eos_id is None else [self.eos_id])]
         self.stop_ids = frozenset(token_id for token_id in listed if 0 <= token_id < self.vocab_size)
         self.pad_token, self.pad_id = self._special("pad_token", files.pad_token, files.pad_id)
         if self.pad_id is None:
             self.pad_token = next(iter(self._pad_like()), None)
             self.pad_id = self.token_id(self.pad_token) if self.pad_token is not None else None
-        self.chat_template = files.chat_template
+        named = {"unk_token": files.unk_token, "pad_token": files.pad_token, "bos_token": self.bos_token or ""}
+        named |= {"eos_token": self.eos_token or ""}
+        self.named_tokens = {name: text for name, text in named.items() if text is not None}
+        self.chat_templates = dict(files.templates)
+        self.chat_template = files.templates.get(DEFAULT)
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
@@ -67,7 +79,25 @@ class Tokenizer:
         core = _build(files)
         for token_id, token in sorted(files.added_tokens.items()):
             _add_missing_token(core, token_id, token, files.folder)
-        return cls(core, files)
+        return cls(core, files)._as_configured()
+
+    def add(self, texts: Sequence[str], *, special: bool = True) -> Tokenizer:
+        """A tokenizer for which each of ``texts`` is also a token, found wherever it stands in a text.
+
+        What the vocabulary already holds keeps its id; the others take the ids from ``vocab_size`` on, in order. A text
+        that holds none of them gives the same ids as before. ``special`` tokens are left out by ``skip_special``. The
+        model needs a row for each new id before it meets one (``weights/resize.py``). UsageError for a text that is
+        empty, is given twice or cannot be UTF-8.
+        """
+        for place, text in enumerate(texts):
+            if not text or text in texts[:place]:
+                raise UsageError(f"tokens to add: {text!r:.60} is {'given twice' if text else 'empty'}")
+            if not text.isascii():
+                whole(text, "tokens to add")
+        core = tokenizers.Tokenizer.from_str(self._core.to_str())
+        made = [tokenizers.AddedToken(text, special=special, normalized=False) for text in texts]
+        core.add_special_tokens(made) if special else core.add_tokens(made)
+        return Tokenizer(core, replace(self._files, tokenizer_json=core.to_str().encode("utf-8"), added_tokens={}))
 
     def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
         """Token ids of ``text``. Special tokens written in it are recognised; ``special_tokens`` adds BOS (and EOS)
@@ -89,7 +119,7 @@ class Tokenizer:
 
     def stream(self, *, skip_special: bool = False) -> TextStream:
         """A decoder that is fed one id at a time."""
-        return TextStream(self, skip_special)
+        return TextStream(partial(self.decode, skip_special=skip_special))
 
     def token_id(self, text: str) -> int | None:
         """The id of the token written ``text``, None if there is none."""
@@ -123,7 +153,8 @@ class Tokenizer:
 
     def save(self, folder: Path, *, chat_template: str | None = None, pad_token: str | None = None) -> None:
         """Write the tokenizer's files into ``folder``: ``tokenizer.json`` as it was read, byte for byte, and the rest
-        in the layout that both generations of transformers read. ``chat_template`` and ``pad_token`` override."""
+        in the layout that both generations of transformers read. ``chat_template`` and ``pad_token`` override. Of
+        the checkpoint's further templates all are kept beside its own, or the one that was chosen in its place."""
         folder.mkdir(parents=True, exist_ok=True)
         template = chat_template if chat_template is not None else self.chat_template
         pad = pad_token if pad_token is not None else self.pad_token
@@ -140,9 +171,28 @@ class Tokenizer:
         (folder / "tokenizer.json").write_bytes(self._files.tokenizer_json)
         if template is not None:
             config["chat_template"] = template
-            (folder / "chat_template.jinja").write_bytes(template.encode("utf-8"))
+            (folder / FILE).write_bytes(template.encode("utf-8"))
+        for name, source in self.chat_templates.items():
+            if name != DEFAULT and template in (self.chat_template, source):
+                (folder / FOLDER).mkdir(exist_ok=True)
+                (folder / FOLDER / f"{name}.jinja").write_bytes(source.encode("utf-8"))
         _write_json(folder / "tokenizer_config.json", config)
         _write_json(folder / "special_tokens_map.json", special)
+
+    def _as_configured(self) -> Tokenizer:
+        """The same with BOS and EOS around texts as tokenizer_config.json says, where it says another thing than
+        tokenizer.json; transformers does so too."""
+        files = self._files
+        bos = self.adds_bos if files.adds_bos is None else files.adds_bos and self.bos_id is not None
+        eos = self.adds_eos if files.adds_eos is None else files.adds_eos and self.eos_id is not None
+        if (bos, eos) == (self.adds_bos, self.adds_eos):
+            return self
+        before = (str(self.bos_token), int(self.bos_id or 0)) if bos else None
+        after = (str(self.eos_token), int(self.eos_id or 0)) if eos else None
+        value = json.loads(self._core.to_str()) | {"post_processor": post_processor(before, after)}
+        text = json.dumps(value, ensure_ascii=False)
+        changed = replace(files, tokenizer_json=text.encode("utf-8"), added_tokens={}, adds_bos=None, adds_eos=None)
+        return Tokenizer(tokenizers.Tokenizer.from_str(text), changed)
 
     def _special(self, name: str, text: str | None, token_id: int | None) -> tuple[str | None, int | None]:
         """Text and id of a special token that the files name by one or the other; both None if the vocabulary lacks
@@ -173,41 +223,6 @@ class Tokenizer:
         return '. Choose another token of the vocabulary: --set model.pad_token="..."'
 
 
-class TextStream:
-    """Turns ids into text as they come, holding back bytes until they make whole characters."""
-
-    def __init__(self, tokenizer: Tokenizer, skip_special: bool = False) -> None:
-        self._tokenizer = tokenizer
-        self._skip_special = skip_special
-        self._ids: list[int] = []
-        self._context = 0  # tokens before the new ones that the new ones' spacing depends on
-        self._shown = ""
-
-    def push(self, token_id: int) -> str:
-        """The text that ``token_id`` completes, empty while a character is unfinished."""
-        self._ids.append(token_id)
-        text = self._tokenizer.decode(self._ids, skip_special=self._skip_special)
-        if text.endswith("\N{REPLACEMENT CHARACTER}"):
-            return ""
-        new = text[len(self._shown) :]
-        self._forget(text)
-        return new
-
-    def close(self) -> str:
-        """What was held back, with U+FFFD for what never became a character."""
-        text = self._tokenizer.decode(self._ids, skip_special=self._skip_special)
-        new = text[len(self._shown) :]
-        self._forget(text)
-        return new
-
-    def _forget(self, text: str) -> None:
-        """Keep only the newest tokens that show as text, so that the cost of a token does not grow with the text."""
-        newest = self._ids[self._context :]
-        shown = self._tokenizer.decode(newest, skip_special=self._skip_special)
-        self._ids, self._shown = (newest, shown) if shown else (self._ids, text)
-        self._context = len(self._ids)
-
-
 def _build(files: TokenizerFiles) -> tokenizers.Tokenizer:
     """The library's tokenizer, after a first use: what is wrong with a file may show only then."""
     try:
@@ -216,7 +231,7 @@ def _build(files: TokenizerFiles) -> tokenizers.Tokenizer:
     except BaseException as error:
         # The library raises bare Exception for a malformed file, and a panic of its Rust code is a BaseException.
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise ModelError(f"{files.folder / 'tokenizer.json'} cannot be read: {str(error)[:300]}") from error
+            raise ModelError(f"{files.source} cannot be read: {str(error)[:300]}") from error
         raise
     return core
 

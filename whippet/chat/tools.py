@@ -1,31 +1,24 @@
-"""Tools on both sides of a chat: Python functions as JSON schemas, and replies as tool calls.
+"""Python functions as the tools of a conversation.
 
-``schema(function)`` makes what goes into ``Conversation.tools`` out of annotations and a Google-style docstring.
-``parse_reply(text)`` takes the calls out of what a model wrote: a bare JSON object as Llama 3.1 writes them, or
-``<tool_call>`` blocks as Hermes and Qwen do. What is malformed stays text.
+``schema(function)`` makes what goes into ``Conversation.tools`` out of annotations and a Google-style docstring. The
+calls that a model answers with are read by ``replies.py``.
 """
 
 from __future__ import annotations
 
 import enum
 import inspect
-import json
 import re
 import types
 import typing
 from collections.abc import Callable
 from typing import Any, Literal, Union, get_args, get_origin
 
-from whippet.chat.messages import Message, ToolCall
 from whippet.errors import UsageError
 
 SCALARS: dict[Any, str] = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 SECTION = re.compile(r"^(Args|Arguments|Parameters|Returns|Raises|Yields|Examples?|Notes?):\s*$", re.MULTILINE)
 ARGUMENT = re.compile(r"^(\w+)\s*(?:\([^)]*\))?:\s*(.*)$")
-OPEN = re.compile(r"<tool_call>\s*(?=\{)")
-CLOSE = re.compile(r"\s*</tool_call>")
-DECODER = json.JSONDecoder()
-PYTHON_TAG = "<|python_tag|>"
 
 
 def schema(function: Callable[..., Any]) -> dict[str, Any]:
@@ -50,55 +43,6 @@ def schema(function: Callable[..., Any]) -> dict[str, Any]:
     if required:
         parameters["required"] = required
     return {"type": "function", "function": {"name": name, "description": summary, "parameters": parameters}}
-
-
-def parse_reply(text: str) -> Message:
-    """The assistant's message that ``text`` stands for."""
-    stripped = text.strip()
-    content, calls = _blocks(stripped)
-    if not calls:
-        content = ""
-        call = _call(stripped.removeprefix(PYTHON_TAG).strip())
-        calls = [] if call is None else [call]
-    return Message("assistant", content, tuple(calls)) if calls else Message("assistant", text)
-
-
-def _blocks(text: str) -> tuple[str, list[ToolCall]]:
-    """What stands outside ``<tool_call>`` blocks, and the calls inside; no calls if one block is malformed."""
-    outside, *blocks = OPEN.split(text)
-    calls: list[ToolCall] = []
-    for block in blocks:
-        try:
-            value, end = DECODER.raw_decode(block)
-        except (ValueError, RecursionError):
-            return text, []
-        call, close = _as_call(value), CLOSE.match(block, end)
-        if call is None or close is None:
-            return text, []
-        calls.append(call)
-        outside += block[close.end() :]
-    return outside.strip(), calls
-
-
-def _call(text: str) -> ToolCall | None:
-    """The call that a text of JSON describes."""
-    try:
-        return _as_call(json.loads(text))
-    except (ValueError, RecursionError):
-        return None
-
-
-def _as_call(value: Any) -> ToolCall | None:
-    """The call that a JSON object describes, with ``arguments`` (Hermes, Qwen) or ``parameters`` (Llama)."""
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str) or not value["name"]:
-        return None
-    arguments = value.get("arguments", value.get("parameters"))
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError):
-            return None
-    return ToolCall(value["name"], arguments) if isinstance(arguments, dict) else None
 
 
 def _type(hint: Any, where: str) -> dict[str, Any]:

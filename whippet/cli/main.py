@@ -22,10 +22,12 @@ VERBS = {
     "demo": "watch a small model learn, here and now",
     "finetune": "train a model on your data",
     "plan": "say what training would take, without training",
+    "models": "say which models are known, and the memory that they need",
     "data": "look at data as the model will see it",
     "chat": "talk to a model or a run",
     "generate": "continue a text or answer messages",
     "export": "write a run or model for other programs",
+    "convert": "turn pytorch_model.bin, or Meta's original files, into safetensors",
     "bench": "measure how fast this machine trains",
 }
 

@@ -18,17 +18,18 @@ from whippet.infer.sampling import Sampling
 from whippet.model.size import parameters
 from whippet.options import Base
 from whippet.weights.files import read_json
-from whippet.weights.load import read_config
+from whippet.weights.load import held_in, read_config
 
 CHAT = Sampling(max_new_tokens=2048, temperature=0.7, top_p=0.9)
 
 
 def answering_base(folder: Path, device: torch.device) -> Base:
-    """What ``base="auto"`` means for answering: 4 bit if the checkpoint is; else bf16 on a GPU; on the CPU, where
-    fp32 products are the quicker ones, fp32 if it fits in half of the free memory, or bf16."""
-    config, quantised = read_config(folder)
-    if quantised:
-        return "nf4"
+    """What ``base="auto"`` means for answering: nf4 or int8 if the checkpoint is that; else bf16 on a GPU; on the CPU,
+    where fp32 products are the quicker ones, fp32 if it fits in half of the free memory, or bf16."""
+    kind = held_in(folder)
+    if kind == "nf4" or kind == "int8":
+        return kind
+    config, _ = read_config(folder)
     if device.type == "cuda" or 4 * parameters(config) > free_bytes() // 2:
         return "bf16"
     return "fp32"

@@ -50,6 +50,10 @@ def locate(model: str | Path, *, adapter: str | Path | None = None, revision: st
     elif (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
         found = _adapter(folder)
     elif folder.is_dir() and not (folder / "config.json").is_file():
+        from whippet.weights.meta import is_meta  # torch comes with it
+
+        if is_meta(folder):
+            raise UsageError(f"{folder}: Meta's original layout; run: whippet convert {folder} --out DIR")
         raise UsageError(
             f"{folder} is no model: it has neither config.json (a checkpoint), {RECIPE} (a run) nor {ADAPTER_CONFIG} "
             f"(an adapter)"

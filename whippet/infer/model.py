@@ -32,7 +32,7 @@ from whippet.lora import disabled
 from whippet.model.decoder import Decoder
 from whippet.options import Base, Compute
 from whippet.weights.adapter import load_adapter
-from whippet.weights.load import choose_device, load_decoder, resolve_model
+from whippet.weights.load import choose_device, held_in, load_decoder, resolve_model
 
 Prompt = str | Messages
 """A text, which is continued as it stands, or messages, which are answered through the chat template."""
@@ -70,6 +70,8 @@ def load(
     if found.adapter is not None:
         load_adapter(decoder, found.adapter)
     about = f"{held} on {where}" + (f", an adapter over {found.base}" if found.adapter is not None else "")
+    if held_in(folder) == "fp4":
+        about += ", dequantised from fp4"
     if make_dense(decoder):
         about += ", dequantised once"
     return Model(decoder, tokenizer, renderer, about=about, chat_sampling=chat_sampling(folder))

@@ -2,13 +2,16 @@
 
     out_t = sum over s ≤ t of softmax_s(scale · q_t · k_s) · v_s,  s and t in the same document
 
+A layer may have a window, in which case s > t - window too, and a soft cap (``softcap.py``) on what goes into softmax.
 Query heads share key-value heads in groups (Ainslie et al. 2023, https://arxiv.org/abs/2305.13245): query head h reads
 key-value head h // (Q / K). Who computes the packed form is chosen by what there is (``backend``):
 
-    flash-attn-4        Hopper and Blackwell, where it is installed (pip install 'whippet[gpu]')
-    flash-attention-2   other CUDA cards from Ampere on, in 16 bit: the one inside torch
+    flash-attn-4        Hopper and Blackwell, where it is installed (pip install 'whippet[gpu]'), heads up to 128, and
+                        with a cap on Hopper up to 256
+    flash-attention-2   other CUDA cards from Ampere on, in 16 bit: the one inside torch; it knows windows, and no cap
     sdpa                everywhere else: each run of documents of one length is a batch of torch's
-                        scaled_dot_product_attention, so that no row ever meets another document
+                        scaled_dot_product_attention, so that no row ever meets another document; by blocks of
+                        queries under a window that is shorter than they are; with a cap ``block_attention.py``
 
 All of them keep q, k, v, the output and one fp32 number a query for the backward pass; no key is repeated.
 
@@ -32,53 +35,95 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from whippet.kernels.block_attention import BLOCK, block_attention, blocks, grouped_scores, seen
+
 Backend = Literal["flash-attn-4", "flash-attention-2", "sdpa"]
 MOST_HEAD_DIM = 256
-"""Of both FlashAttentions, forward and backward; flash-attn-4 takes up to 128."""
+"""Of both FlashAttentions, forward and backward; flash-attn-4 takes up to 128 on Blackwell where there is a cap."""
 
 
 def packed_attention(
-    q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, cu_seqlens: Tensor, max_length: int, scale: float
+    q_TQD: Tensor,
+    k_TKD: Tensor,
+    v_TKD: Tensor,
+    cu_seqlens: Tensor,
+    max_length: int,
+    scale: float,
+    window: int = 0,
+    softcap: float | None = None,
 ) -> Tensor:
     """Causal attention inside each document of a packed stream.
 
     ``cu_seqlens``: int32 [documents + 1], the borders, from 0 to T. ``max_length``: tokens of the longest document.
-    Returns [T, Q, D] in q's dtype.
+    ``window``: tokens that a query attends to, its own among them; 0: all. Returns [T, Q, D] in q's dtype.
     """
-    chosen = backend(q_TQD.device, q_TQD.dtype, q_TQD.shape[-1])
+    window = window if window < max_length else 0
+    chosen = backend(q_TQD.device, q_TQD.dtype, q_TQD.shape[-1], softcap is not None)
     if chosen == "flash-attn-4":
-        return _flash_attn_4(q_TQD, k_TKD, v_TKD, cu_seqlens, max_length, scale)
+        return _flash_attn_4(q_TQD, k_TKD, v_TKD, cu_seqlens, max_length, scale, window, softcap)
     if chosen == "flash-attention-2":
-        return _FlashAttention2.apply(q_TQD, k_TKD, v_TKD, cu_seqlens, max_length, scale)
-    return _by_document(q_TQD, k_TKD, v_TKD, cu_seqlens, scale)
+        return _FlashAttention2.apply(q_TQD, k_TKD, v_TKD, cu_seqlens, max_length, scale, window)
+    return _by_document(q_TQD, k_TKD, v_TKD, cu_seqlens, scale, window, softcap)
 
 
 @cache
-def backend(device: torch.device, dtype: torch.dtype, head_dim: int) -> Backend:
-    """Who computes ``packed_attention`` there."""
+def backend(device: torch.device, dtype: torch.dtype, head_dim: int, capped: bool = False) -> Backend:
+    """Who computes ``packed_attention`` there, with a soft cap or without."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or head_dim > MOST_HEAD_DIM:
         return "sdpa"
     generation, _ = torch.cuda.get_device_capability(device)
-    if generation in (9, 10) and head_dim <= 128 and head_dim % 8 == 0 and _is_installed("flash_attn.cute"):
+    # Wider heads are torch's; but that knows no cap.
+    widest = MOST_HEAD_DIM if capped and generation == 9 else 128
+    if generation in (9, 10) and head_dim <= widest and head_dim % 8 == 0 and _is_installed("flash_attn.cute"):
         return "flash-attn-4"
-    return "flash-attention-2" if generation >= 8 else "sdpa"
+    return "flash-attention-2" if generation >= 8 and not capped else "sdpa"
 
 
-def cached_attention(q_BTQD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, lengths_B: Tensor, scale: float) -> Tensor:
+def cached_attention(
+    q_BTQD: Tensor,
+    k_BSKD: Tensor,
+    v_BSKD: Tensor,
+    lengths_B: Tensor,
+    scale: float,
+    window: int = 0,
+    softcap: float | None = None,
+) -> Tensor:
     """Attention of the newest T tokens of each row over its cache.
 
     ``lengths_B``: valid cache positions of each row, the new tokens among them. The query at t of row b attends to the
-    positions 0 … lengths_b - T + t. Returns [B, T, Q, D] in q's dtype.
+    positions 0 … lengths_b - T + t, or to the last ``window`` of them. Returns [B, T, Q, D] in q's dtype.
     """
     num_new, num_slots = q_BTQD.shape[1], k_BSKD.shape[1]
     steps_T = torch.arange(num_new, device=q_BTQD.device)
     slots_S = torch.arange(num_slots, device=q_BTQD.device)
     last_BT = lengths_B.to(q_BTQD.device).view(-1, 1) - num_new + steps_T
-    mask_B1TS = (slots_S <= last_BT.unsqueeze(-1)).unsqueeze(1)
-    return _sdpa(q_BTQD, k_BSKD, v_BSKD, scale, mask=mask_B1TS)
+    seen_BTS = slots_S <= last_BT.unsqueeze(-1)
+    if window:
+        seen_BTS &= slots_S > last_BT.unsqueeze(-1) - window
+    if softcap is None:
+        return _sdpa(q_BTQD, k_BSKD, v_BSKD, scale, mask=seen_BTS.unsqueeze(1))
+    pieces = [
+        _capped(q_BTQD[:, steps], k_BSKD, v_BSKD, seen_BTS[:, steps], scale, softcap)
+        for steps in (slice(start, start + BLOCK) for start in range(0, num_new, BLOCK))
+    ]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
 
 
-def naive_attention(q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, cu_seqlens: Tensor, scale: float) -> Tensor:
+def _capped(q_BTQD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, seen_BTS: Tensor, scale: float, softcap: float) -> Tensor:
+    z_BKGTS = grouped_scores(q_BTQD, k_BSKD, scale, softcap)
+    weights_BKGTS = z_BKGTS.masked_fill_(~seen_BTS[:, None, None], float("-inf")).softmax(-1)
+    return torch.einsum("bkgts,bskd->btkgd", weights_BKGTS, v_BSKD.float()).flatten(2, 3).to(q_BTQD.dtype)
+
+
+def naive_attention(
+    q_TQD: Tensor,
+    k_TKD: Tensor,
+    v_TKD: Tensor,
+    cu_seqlens: Tensor,
+    scale: float,
+    window: int = 0,
+    softcap: float | None = None,
+) -> Tensor:
     """The definition, with the whole [Q, T, T] matrix of scores: the oracle for every other path."""
     num_tokens, num_heads, _ = q_TQD.shape
     group = num_heads // k_TKD.shape[1]
@@ -87,18 +132,45 @@ def naive_attention(q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, cu_seqlens: Ten
     document_T = torch.bucketize(places_T, cu_seqlens[1:].to(places_T.dtype), right=True)
     same_TT = document_T.view(-1, 1) == document_T
     seen_TT = same_TT & (places_T <= places_T.view(-1, 1))
+    if window:
+        seen_TT &= places_T > places_T.view(-1, 1) - window
     scores_QTT = torch.einsum("tqd,sqd->qts", q_TQD, k_TQD) * scale
+    if softcap is not None:
+        scores_QTT = softcap * torch.tanh(scores_QTT / softcap)
     weights_QTT = scores_QTT.masked_fill(~seen_TT, float("-inf")).softmax(-1)
     return torch.einsum("qts,sqd->tqd", weights_QTT, v_TQD)
 
 
-def _by_document(q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, cu_seqlens: Tensor, scale: float) -> Tensor:
+def _by_document(
+    q_TQD: Tensor,
+    k_TKD: Tensor,
+    v_TKD: Tensor,
+    cu_seqlens: Tensor,
+    scale: float,
+    window: int,
+    softcap: float | None,
+) -> Tensor:
     pieces = []
     for start, length, count in _runs(cu_seqlens.tolist()):
         rows = slice(start, start + length * count)
         batch = [x[rows].unflatten(0, (count, length)) for x in (q_TQD, k_TKD, v_TKD)]
-        pieces.append(_sdpa(batch[0], batch[1], batch[2], scale).flatten(0, 1))
+        if softcap is None and (not window or length <= window):
+            out_BTQD = _sdpa(batch[0], batch[1], batch[2], scale)
+        elif softcap is None:
+            out_BTQD = _windowed(batch[0], batch[1], batch[2], scale, window)
+        else:
+            out_BTQD = block_attention(batch[0], batch[1], batch[2], scale, window, softcap)
+        pieces.append(out_BTQD.flatten(0, 1))
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def _windowed(q_BTQD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, scale: float, window: int) -> Tensor:
+    """By blocks of queries, so that one meets few keys beside its windows."""
+    pieces = []
+    for queries, keys in blocks(q_BTQD.shape[1], window):
+        mask_CS = seen(queries, keys, window, q_BTQD.device)
+        pieces.append(_sdpa(q_BTQD[:, queries], k_BTKD[:, keys], v_BTKD[:, keys], scale, mask=mask_CS))
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
 
 
 def _runs(borders: list[int]) -> Iterator[tuple[int, int, int]]:
@@ -123,8 +195,17 @@ def _sdpa(q_BTQD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, scale: float, *, mask:
 
 
 def _flash_attn_4(
-    q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, cu_seqlens: Tensor, max_length: int, scale: float
+    q_TQD: Tensor,
+    k_TKD: Tensor,
+    v_TKD: Tensor,
+    cu_seqlens: Tensor,
+    max_length: int,
+    scale: float,
+    window: int,
+    softcap: float | None,
 ) -> Tensor:
+    # How many keys before its own a query meets; with None it is told of no window, and takes the kernel without.
+    before = (window - 1, 0) if window else (None, None)
     result = _flash_attn_4_function()(
         q_TQD,
         k_TKD,
@@ -135,6 +216,8 @@ def _flash_attn_4(
         max_seqlen_k=max_length,
         softmax_scale=scale,
         causal=True,
+        window_size=before,
+        softcap=softcap or 0.0,
         deterministic=torch.are_deterministic_algorithms_enabled(),
     )
     return result[0] if isinstance(result, tuple) else result
@@ -177,11 +260,20 @@ class _FlashAttention2(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, cu_seqlens: Tensor, max_length: int, scale: float
+        ctx: Any,
+        q_TQD: Tensor,
+        k_TKD: Tensor,
+        v_TKD: Tensor,
+        cu_seqlens: Tensor,
+        max_length: int,
+        scale: float,
+        window: int,
     ) -> Tensor:
+        before = {"window_size_left": window - 1, "window_size_right": 0} if window else {}
         out_TQD, lse_QT, random, unused, _ = torch.ops.aten._flash_attention_forward(
-            q_TQD, k_TKD, v_TKD, cu_seqlens, cu_seqlens, max_length, max_length, 0.0, True, False, scale=scale
+            q_TQD, k_TKD, v_TKD, cu_seqlens, cu_seqlens, max_length, max_length, 0.0, True, False, scale=scale, **before
         )
+        ctx.before = before
         ctx.save_for_backward(q_TQD, k_TKD, v_TKD, out_TQD, lse_QT, cu_seqlens, random, unused)
         ctx.max_length, ctx.scale = max_length, scale
         return out_TQD
@@ -192,9 +284,9 @@ class _FlashAttention2(torch.autograd.Function):
         q_TQD, k_TKD, v_TKD, out_TQD, lse_QT, borders, random, unused = ctx.saved_tensors
         grads = torch.ops.aten._flash_attention_backward(
             grad_TQD.contiguous(), q_TQD, k_TKD, v_TKD, out_TQD, lse_QT, borders, borders, ctx.max_length,
-            ctx.max_length, 0.0, True, random, unused, scale=ctx.scale,
+            ctx.max_length, 0.0, True, random, unused, scale=ctx.scale, **ctx.before,
         )  # fmt: skip
-        return (*grads, None, None, None)
+        return (*grads, None, None, None, None)
 
 
 def _is_installed(module: str) -> bool:

@@ -12,7 +12,8 @@ Rounding x or g to FP8 is a pass over them, which an op that has their rows in i
 tiles of them can spare half of it, the search for each row's largest number. So products take ``rows`` from who has
 them, and a ``Handover`` brings those of a gradient from one op's backward pass to the next one's.
 
-In: x [T, K], g [T, N] in the compute dtype; W an ``FP8Tensor`` [N, K]. Out: y [T, N], dx [T, K] in that dtype.
+In: x [T, K], g [T, N] in the compute dtype; W [N, K] an ``FP8Tensor``, or an ``NF4Tensor`` whose codes become FP8 for
+each product and are dropped (``nf4_fp8.py``: the transposed ones in that same pass). Out: y [T, N], dx [T, K] in that dtype.
 The definition multiplies the same quantised numbers in fp32; so it is done on a CPU, and for shapes that the tensor
 cores refuse. Only bf16 activations are rounded to FP8 (``applies``): who asks for fp32 gets the weights' exact product.
 
@@ -22,11 +23,12 @@ Shapes: T tokens, K inputs, N outputs.
 from __future__ import annotations
 
 from functools import cache
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
-from whippet.kernels import triton_jit
+from whippet.kernels import nf4_fp8, triton_jit
 from whippet.kernels.fp8_tensor import (
     FP8,
     LARGEST,
@@ -37,6 +39,7 @@ from whippet.kernels.fp8_tensor import (
     quantize_fp8,
     rows_torch,
 )
+from whippet.kernels.nf4_tensor import NF4Tensor
 from whippet.kernels.tiles import tile_of
 from whippet.kernels.triton_jit import tl
 
@@ -47,6 +50,7 @@ __all__ = [
     "Added",
     "FP8Tensor",
     "Handover",
+    "Weight",
     "applies",
     "dequantize_fp8",
     "empty_rows",
@@ -59,9 +63,14 @@ __all__ = [
     "rows_by_kernels",
     "rows_of_largest",
     "rows_torch",
+    "scales_of",
     "supported",
     "transposed",
+    "wanted",
 ]
+
+Weight = FP8Tensor | NF4Tensor
+"""What ``wanted`` says yes to."""
 
 ALIGNED = 16
 """Rows and columns of a weight must be multiples of this for the tensor cores."""
@@ -82,19 +91,31 @@ def supported(device: torch.device) -> bool:
 
 
 def applies(x_TK: Tensor) -> bool:
-    """Whether products of ``x_TK`` with FP8 weights are computed in FP8; else the weights are dequantised for them."""
+    """Whether products of ``x_TK`` with such weights are computed in FP8; else the weights are dequantised for them."""
     return x_TK.dtype == torch.bfloat16 and (supported(x_TK.device) or not x_TK.is_cuda)
 
 
-def product(x_TK: Tensor, weight: FP8Tensor, rows: FP8Tensor | None = None) -> Tensor:
+def wanted(weight: object) -> TypeGuard[Weight]:
+    """Whether ``weight`` is for products in FP8: held so, or in NF4 with what its rows need for it."""
+    return isinstance(weight, FP8Tensor) or (isinstance(weight, NF4Tensor) and weight.fp8_rows is not None)
+
+
+def scales_of(weight: Weight) -> Tensor:
+    """fp32 [N]: those of its rows."""
+    return weight.scales if isinstance(weight, FP8Tensor) else nf4_fp8.scales_of(weight)
+
+
+def product(x_TK: Tensor, weight: Weight, rows: FP8Tensor | None = None) -> Tensor:
     """x · Wᵀ [T, N] in x's dtype. ``rows``: x as ``quantize_rows(x)`` gives it, if somebody has done that."""
-    return _multiplied(quantize_rows(x_TK) if rows is None else rows, weight)
+    held = weight if isinstance(weight, FP8Tensor) else nf4_fp8.codes_of(weight)
+    return _multiplied(quantize_rows(x_TK) if rows is None else rows, held)
 
 
-def input_gradient(grad_TN: Tensor, weight: FP8Tensor, rows: FP8Tensor | None = None) -> Tensor:
-    """g · W [T, K] in g's dtype. ``rows``: ``quantize_rows(g, weight.scales)``, if somebody has done that."""
-    rows = quantize_rows(grad_TN, weight.scales) if rows is None else rows
-    return _multiplied(rows, FP8Tensor(transposed(weight.codes), _ones(weight.device, weight.shape[1]), weight.dtype))
+def input_gradient(grad_TN: Tensor, weight: Weight, rows: FP8Tensor | None = None) -> Tensor:
+    """g · W [T, K] in g's dtype. ``rows``: ``quantize_rows(g, scales_of(weight))``, if somebody has done that."""
+    rows = quantize_rows(grad_TN, scales_of(weight)) if rows is None else rows
+    turned_KN = transposed(weight.codes) if isinstance(weight, FP8Tensor) else nf4_fp8.turned_codes_of(weight)
+    return _multiplied(rows, FP8Tensor(turned_KN, _ones(weight.device, weight.shape[1]), weight.dtype))
 
 
 _made_ones: dict[tuple[torch.device, int], Tensor] = {}
@@ -124,8 +145,8 @@ class Handover:
     outputs. The product is left without it, and that op, which passes over the product anyway, adds it in place.
     """
 
-    def __init__(self, weight: FP8Tensor, *, defers: bool = False) -> None:
-        self.scales_N, self.defers = weight.scales, defers
+    def __init__(self, weight: Weight, *, defers: bool = False) -> None:
+        self.scales_N, self.defers = scales_of(weight), defers
         self._left: tuple[Tensor, int, FP8Tensor] | None = None
         self._added: tuple[int, torch.Size, list[Added]] | None = None
 

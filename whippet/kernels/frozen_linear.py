@@ -1,4 +1,4 @@
-"""A linear layer over frozen weights, dense, NF4 or FP8, with the LoRA factors of its parts.
+"""A linear layer over frozen weights, dense, NF4, int8 or FP8, with the LoRA factors of its parts.
 
     y = x · Wᵀ + b        y[:, rows] += scale · (x · Aᵀ) · Bᵀ   for each part      (https://arxiv.org/abs/2106.09685)
 
@@ -12,9 +12,10 @@ again. Where all parts read x itself, their factors are held twice: as fp32 mast
 the compute dtype (``Stacked``), the A's one below the other, the scaled B's along the diagonal of one matrix, so that
 each of the products above is one for all parts. With dropout each part goes by itself.
 
-Over FP8 weights, and with bf16 activations, x · Wᵀ and g · W are computed in FP8 (``fp8.py``), all else is as ever.
+Over FP8 weights, and over NF4 weights of which that is wanted, x · Wᵀ and g · W are computed in FP8 where activations
+are bf16 (``fp8.py``); all else is as ever.
 
-In: x [T, K] in the compute dtype; W [N, K] a tensor of any float dtype, NF4Tensor or FP8Tensor; factors are fp32
+In: x [T, K] in the compute dtype; W [N, K] a tensor of any float dtype, or quantised; factors are fp32
 masters, cast to x's dtype for the products. Out: y [T, N] in x's dtype; gradients of factors in their own dtype. Kept:
 x and u = x · Aᵀ (with dropout the dropped x and u of each part); without factors nothing.
 
@@ -31,12 +32,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from whippet.kernels import fp8, triton_jit
+from whippet.kernels import fp8, int8, triton_jit
 from whippet.kernels.fp8 import Added, FP8Tensor, Handover, dequantize_fp8
+from whippet.kernels.int8 import Int8Tensor, dequantize_int8
 from whippet.kernels.lora_factors import LoraPart, Stacked
 from whippet.kernels.nf4 import BLOCK, NESTED_BLOCK, NF4Tensor, dequantize_nf4, slice_rows
 
-Weight = Tensor | NF4Tensor | FP8Tensor
+Weight = Tensor | NF4Tensor | Int8Tensor | FP8Tensor
 
 HALVED = 2**26
 """Weights from which on a matrix is dequantised by halves."""
@@ -95,12 +97,16 @@ def dense(weight: Weight, dtype: torch.dtype) -> Tensor:
     """The weight as a tensor of ``dtype``, itself where it is that already."""
     if isinstance(weight, FP8Tensor):
         return dequantize_fp8(weight, dtype)
+    if isinstance(weight, Int8Tensor):
+        return dequantize_int8(weight, dtype)
     return dequantize_nf4(weight, dtype) if isinstance(weight, NF4Tensor) else weight.to(dtype)
 
 
 def room_wanted(weight: Weight, ranks: int, dtype: torch.dtype) -> int:
     """Numbers behind each row of x, of ``dtype``, that make this op quicker; 0 where they would not."""
     if not isinstance(weight, NF4Tensor) or not triton_jit.usable(weight.codes):
+        return 0
+    if fp8.wanted(weight) and dtype == torch.bfloat16:  # W is there in FP8, and B in 16 bit
         return 0
     # fp32 products take so long that a pass more does not show; and the one longer sum is less exact in fp32 itself,
     # while in 16 bit it spares a rounding.
@@ -222,7 +228,7 @@ def input_gradient(
 ) -> Tensor:
     """g · W, or g · [W, B]. A large NF4 weight is dequantised by halves: whole it would be the largest thing of a
     layer's backward pass."""
-    if isinstance(weight, FP8Tensor) and fp8.applies(grad_TN):
+    if fp8.wanted(weight) and fp8.applies(grad_TN):
         return fp8.input_gradient(grad_TN, weight, rows)
 
     def made(rows: slice) -> Tensor:
@@ -276,8 +282,11 @@ class _FrozenLinear(torch.autograd.Function):
 
 def product_with(x_TK: Tensor, weight: Weight, bias_N: Tensor | None, rows: FP8Tensor | None = None) -> Tensor:
     """x · Wᵀ + b."""
-    if isinstance(weight, FP8Tensor) and fp8.applies(x_TK):
+    if fp8.wanted(weight) and fp8.applies(x_TK):
         y_TN = fp8.product(x_TK, weight, rows)
+        return y_TN if bias_N is None else y_TN.add_(bias_N.to(y_TN.dtype))
+    if isinstance(weight, Int8Tensor) and int8.applies(x_TK):
+        y_TN = int8.product(x_TK, weight)
         return y_TN if bias_N is None else y_TN.add_(bias_N.to(y_TN.dtype))
     bias = None if bias_N is None else bias_N.to(x_TK.dtype)
     return functional.linear(x_TK, dense(weight, x_TK.dtype), bias)

@@ -1,6 +1,6 @@
 """The end of a gated MLP as one op: activation and last projection over frozen weights, with its LoRA factors.
 
-    y = h · Wᵀ + u · Bᵀ        h = silu(g) · v        u = h · Aᵀ        (g, v: the halves of gate_up)
+    y = h · Wᵀ + u · Bᵀ        h = act(g) · v        u = h · Aᵀ        (g, v: the halves of gate_up)
 
 Backward, with d = dy · W + du · A the gradient of h, du = dy · B:
 
@@ -32,6 +32,7 @@ from torch.autograd.graph import increment_version
 from whippet.kernels import fp8, frozen_linear, gated_mlp, tiles, triton_jit
 from whippet.kernels.fp8 import FP8Tensor, Handover
 from whippet.kernels.frozen_linear import Weight
+from whippet.kernels.gated_mlp import Activation, gate_of
 from whippet.kernels.lora_factors import LoraPart, Stacked
 from whippet.kernels.tiles import low_rank, raise_largest, tile_of
 from whippet.kernels.triton_jit import tl
@@ -50,6 +51,7 @@ def gated_linear(
     *,
     product: bool = True,
     handover: Handover | None = None,
+    activation: Activation = "silu",
 ) -> Tensor:
     """Return [T, N] in gate_up's dtype; ``weight`` gets no gradient. Every part reads h itself (no dropout).
 
@@ -58,14 +60,18 @@ def gated_linear(
     """
     layout = tuple((part.rows, part.scale) for part in parts)
     factors = [factor for part in parts for factor in (part.a_rK, part.b_nr)]
-    return _GatedLinear.apply(gate_up_TF2, weight, bias_N, layout, stacked, product, handover, *factors)
+    return _GatedLinear.apply(gate_up_TF2, weight, bias_N, layout, stacked, product, handover, activation, *factors)
 
 
 def gated_linear_reference(
-    gate_up_TF2: Tensor, weight: Weight, bias_N: Tensor | None, parts: Sequence[LoraPart]
+    gate_up_TF2: Tensor,
+    weight: Weight,
+    bias_N: Tensor | None,
+    parts: Sequence[LoraPart],
+    activation: Activation = "silu",
 ) -> Tensor:
     """The definition, differentiated by autograd."""
-    hidden_TF = gated_mlp.forward_torch(gate_up_TF2)
+    hidden_TF = gated_mlp.forward_torch(gate_up_TF2, activation)
     return frozen_linear.frozen_linear_reference(hidden_TF, weight, bias_N, parts)
 
 
@@ -80,14 +86,15 @@ class _GatedLinear(torch.autograd.Function):
         stacked: Stacked,
         product: bool,
         handover: Handover | None,
+        activation: Activation,
         *factors: Tensor,
     ) -> Tensor:
         added = None if handover is None else handover.take_added(gate_up_TF2)
         if added is not None:
-            in_fp8 = product and isinstance(weight, FP8Tensor) and fp8.applies(gate_up_TF2)
-            hidden_TF, rows = gated_mlp.completed(gate_up_TF2, added, in_fp8=in_fp8)
+            in_fp8 = product and fp8.wanted(weight) and fp8.applies(gate_up_TF2)
+            hidden_TF, rows = gated_mlp.completed(gate_up_TF2, added, in_fp8=in_fp8, activation=activation)
         else:
-            hidden_TF, rows = _activated(gate_up_TF2), None
+            hidden_TF, rows = _activated(gate_up_TF2, activation), None
         u_TR = hidden_TF @ stacked.a_RK.T
         if product:
             y_TN = frozen_linear.product_with(hidden_TF, weight, bias_N, rows)
@@ -95,6 +102,7 @@ class _GatedLinear(torch.autograd.Function):
         else:
             y_TN = frozen_linear.undefined(hidden_TF, weight)
         ctx.weight, ctx.layout, ctx.stacked, ctx.handover = weight, layout, stacked, handover
+        ctx.activation = activation
         ctx.bias_dtype = None if bias_N is None else bias_N.dtype
         ctx.dtypes = [factor.dtype for factor in factors]
         ctx.save_for_backward(gate_up_TF2, u_TR)
@@ -108,36 +116,41 @@ class _GatedLinear(torch.autograd.Function):
         du_TR = grad_TN @ stacked.b_NR
         dhidden_TF = frozen_linear.input_gradient(grad_TN, ctx.weight)
         scale_F2 = None if ctx.handover is None else ctx.handover.scales_N
-        rows = _backward_in_place(dhidden_TF, gate_up_TF2, du_TR, stacked.a_RK, scale_F2)
+        rows = _backward_in_place(dhidden_TF, gate_up_TF2, du_TR, stacked.a_RK, scale_F2, ctx.activation)
         increment_version(gate_up_TF2)
         hidden_TF, dgate_up_TF2 = dhidden_TF, gate_up_TF2
         if rows is not None:
             ctx.handover.leave(dgate_up_TF2, rows)
         grads: list[Tensor | None] = [None] * len(ctx.dtypes)
-        if any(ctx.needs_input_grad[7:]):
+        if any(ctx.needs_input_grad[8:]):
             grads = frozen_linear.factor_gradients(grad_TN, du_TR, hidden_TF, u_TR, stacked, ctx.layout, ctx.dtypes)
-        return dgate_up_TF2, None, frozen_linear.bias_gradient(ctx, grad_TN), None, None, None, None, *grads
+        return dgate_up_TF2, None, frozen_linear.bias_gradient(ctx, grad_TN), None, None, None, None, None, *grads
 
 
-def _activated(gate_up_TF2: Tensor) -> Tensor:
+def _activated(gate_up_TF2: Tensor, activation: Activation) -> Tensor:
     run = gated_mlp.forward_triton if triton_jit.usable(gate_up_TF2) else gated_mlp.forward_torch
-    return run(gate_up_TF2)
+    return run(gate_up_TF2, activation)
 
 
 def _backward_in_place(
-    dhidden_TF: Tensor, gate_up_TF2: Tensor, du_TR: Tensor, a_RF: Tensor, scale_F2: Tensor | None
+    dhidden_TF: Tensor,
+    gate_up_TF2: Tensor,
+    du_TR: Tensor,
+    a_RF: Tensor,
+    scale_F2: Tensor | None,
+    activation: Activation,
 ) -> FP8Tensor | None:
     """``gate_up_TF2`` becomes its gradient, and ``dhidden_TF``, which is dy · W, the activation. The gradient times
     ``scale_F2`` in FP8, if that is there and kernels can make it."""
     assert dhidden_TF.is_contiguous() and gate_up_TF2.stride(1) == 1
     if scale_F2 is not None and fp8.rows_by_kernels(gate_up_TF2):
-        return backward_rows(dhidden_TF, gate_up_TF2, scale_F2, du_TR, a_RF)
+        return backward_rows(dhidden_TF, gate_up_TF2, scale_F2, du_TR, a_RF, activation=activation)
     if triton_jit.usable(gate_up_TF2):
-        backward_triton(dhidden_TF, gate_up_TF2, du_TR, a_RF)
+        backward_triton(dhidden_TF, gate_up_TF2, du_TR, a_RF, activation=activation)
         return None
     dhidden_TF.addmm_(du_TR, a_RF)
-    gradient_TF2 = gated_mlp.backward_torch(dhidden_TF, gate_up_TF2)
-    dhidden_TF.copy_(gated_mlp.forward_torch(gate_up_TF2))
+    gradient_TF2 = gated_mlp.backward_torch(dhidden_TF, gate_up_TF2, activation)
+    dhidden_TF.copy_(gated_mlp.forward_torch(gate_up_TF2, activation))
     gate_up_TF2.copy_(gradient_TF2)
     return None
 
@@ -156,6 +169,7 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     du_stride,
     a_stride,
     RANK: tl.constexpr,
+    GELU: tl.constexpr,
     FIND_LARGEST: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -182,9 +196,9 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
         du_ptr += wide_rows * du_stride
         a_ptr += columns[None, :]
         grad += low_rank(du_ptr, 1, inside_rows, a_ptr, a_stride, inside_columns, RANK, ROWS, COLUMNS, RANKS)
-    sigmoid = tl.sigmoid(gate)
+    sigmoid, steep = gate_of(gate, GELU)
     active = gate * sigmoid
-    dgate = (grad * up * sigmoid * (1 + gate * (1 - sigmoid))).to(kind)
+    dgate = (grad * up * sigmoid * (1 + steep * (1 - sigmoid))).to(kind)
     dup = (grad * active).to(kind)
     tl.store(hidden_ptr, (active * up).to(kind), mask=inside)
     tl.store(gate_ptr, dgate, mask=inside)
@@ -198,11 +212,16 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
 
 
 def backward_triton(
-    dhidden_TF: Tensor, gate_up_TF2: Tensor, du_TR: Tensor | None = None, a_RF: Tensor | None = None
+    dhidden_TF: Tensor,
+    gate_up_TF2: Tensor,
+    du_TR: Tensor | None = None,
+    a_RF: Tensor | None = None,
+    *,
+    activation: Activation = "silu",
 ) -> None:
     """As ``_backward_in_place``, in one pass: 3 numbers read and 3 written a column. Without ``du_TR`` and ``a_RF``
     nothing is added to ``dhidden_TF``."""
-    _launch(dhidden_TF, gate_up_TF2, du_TR, a_RF, None, None)
+    _launch(dhidden_TF, gate_up_TF2, du_TR, a_RF, None, None, activation)
 
 
 def backward_rows(
@@ -211,11 +230,13 @@ def backward_rows(
     scale_F2: Tensor,
     du_TR: Tensor | None = None,
     a_RF: Tensor | None = None,
+    *,
+    activation: Activation = "silu",
 ) -> FP8Tensor:
     """``backward_triton``, and what ``fp8.quantize_rows(gate_up_TF2, scale_F2)`` gives then, by a pass that need not
     look for the largest numbers."""
     largest_T = fp8.no_largest(gate_up_TF2)
-    _launch(dhidden_TF, gate_up_TF2, du_TR, a_RF, scale_F2, largest_T)
+    _launch(dhidden_TF, gate_up_TF2, du_TR, a_RF, scale_F2, largest_T, activation)
     return fp8.rows_of_largest(gate_up_TF2, largest_T, scale_F2)
 
 
@@ -226,6 +247,7 @@ def _launch(
     a_RF: Tensor | None,
     scale_F2: Tensor | None,
     largest_T: Tensor | None,
+    activation: Activation,
 ) -> None:
     num_rows, width = dhidden_TF.shape
     if du_TR is not None and a_RF is not None and dhidden_TF.dtype == torch.float32:
@@ -250,6 +272,7 @@ def _launch(
             du_TR.stride(0),
             a_RF.stride(0),
             RANK=rank,
+            GELU=activation == "gelu_tanh",
             FIND_LARGEST=largest_T is not None,
             ROWS=ROWS,
             COLUMNS=COLUMNS,

@@ -193,7 +193,7 @@ def dequantize_triton(weight: NF4Tensor, out: Tensor) -> None:
     if num_words:
         _dequantize_kernel[(-(-num_words // words),)](
             weight.codes.view(torch.int32),
-            _levels(weight.device),
+            levels(weight.device),
             weight.absmax,
             weight.nested_absmax if nested else weight.absmax,
             weight.nested_code if nested else weight.absmax,
@@ -212,5 +212,6 @@ def dequantize_triton(weight: NF4Tensor, out: Tensor) -> None:
 
 
 @cache
-def _levels(device: torch.device) -> Tensor:
+def levels(device: torch.device) -> Tensor:
+    """``NF4_CODE``, fp32 [16], on ``device``."""
     return torch.tensor(NF4_CODE, dtype=torch.float32, device=device)

@@ -40,6 +40,9 @@ class NF4Tensor:
     offset: Tensor | None = None
     """fp32, a scalar or one number for each nested block (parts that were joined keep their own)."""
     block_size: int = BLOCK
+    fp8_rows: Tensor | None = None
+    """fp32 [2, rows] if products are to be computed in FP8: the largest |weight| of each row, and 1 / 448 of it
+    (``nf4_fp8.py``)."""
 
     def __post_init__(self) -> None:
         blocks = -(-self.numel // self.block_size)
@@ -69,7 +72,7 @@ class NF4Tensor:
         return replace(self, **moved)
 
     def _parts(self) -> dict[str, Tensor]:
-        names = ("codes", "absmax", "nested_absmax", "nested_code", "offset")
+        names = ("codes", "absmax", "nested_absmax", "nested_code", "offset", "fp8_rows")
         return {name: part for name in names if (part := getattr(self, name)) is not None}
 
 
@@ -109,6 +112,7 @@ def join_rows(parts: Sequence[NF4Tensor]) -> NF4Tensor:
         codes=torch.cat([part.codes for part in parts]),
         absmax=torch.cat([part.absmax for part in parts]),
         shape=(sum(part.shape[0] for part in parts), *first.shape[1:]),
+        fp8_rows=None,
         **_joined_nested(parts),
     )
 
@@ -128,6 +132,8 @@ def slice_rows(weight: NF4Tensor, start: int, stop: int) -> NF4Tensor:
         rows = slice(blocks.start // NESTED_BLOCK, -(-blocks.stop // NESTED_BLOCK))
         offset = weight.offset if weight.offset.ndim == 0 else weight.offset[rows]
         nested = {"nested_absmax": weight.nested_absmax[rows], "offset": offset}
+    if weight.fp8_rows is not None:
+        nested["fp8_rows"] = weight.fp8_rows[:, start:stop].contiguous()
     codes = weight.codes[first // 2 : (last + 1) // 2]
     shape = (stop - start, *weight.shape[1:])
     return replace(weight, codes=codes, absmax=weight.absmax[blocks], shape=shape, **nested)

@@ -3,7 +3,8 @@
     y = w · x / sqrt(mean(x²) + eps)        (Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467)
 
 The mean and the division run in fp32; the quotient is rounded to x's dtype before it is multiplied by w, as in the
-published Llama code, so that logits agree with it in every dtype.
+published Llama code, so that logits agree with it in every dtype. Gemma's norms have an ``offset``: they scale by
+1 + w, all in fp32, and round once.
 
 In: x [T, H] in any float dtype, w [H]. Out: y [T, H] in x's dtype. Kept for the backward pass: x and one fp32 number
 a row.
@@ -24,13 +25,14 @@ from whippet.kernels.fp8 import LARGEST, LEAST, FP8Tensor, factors, quantize_row
 from whippet.kernels.triton_jit import tl
 
 
-def rms_norm(x_TH: Tensor, weight_H: Tensor, eps: float, room: int = 0) -> Tensor:
-    """Normalise each row of ``x_TH`` to a root mean square of one and scale it by ``weight_H``.
+def rms_norm(x_TH: Tensor, weight_H: Tensor, eps: float, room: int = 0, *, offset: bool = False) -> Tensor:
+    """Normalise each row of ``x_TH`` to a root mean square of one and scale it by ``weight_H``, or by 1 plus that.
 
-    Returns [T, H] in x's dtype. ``weight_H`` is cast to x's dtype; its gradient, if asked for, is summed in fp32. With
-    ``room`` each row of the result is followed by that many unused numbers (``frozen_linear`` writes there).
+    Returns [T, H] in x's dtype. ``weight_H`` is cast to x's dtype (with ``offset`` to fp32); its gradient, if asked
+    for, is summed in fp32. With ``room`` each row of the result is followed by that many unused numbers
+    (``frozen_linear`` writes there).
     """
-    return _RMSNorm.apply(x_TH, weight_H, eps, room)
+    return _RMSNorm.apply(x_TH, weight_H, eps, room, offset)
 
 
 def add_rms_norm(
@@ -40,33 +42,41 @@ def add_rms_norm(
     eps: float,
     room: int = 0,
     rows: FP8Tensor | None = None,
+    *,
+    offset: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Return ``(rms_norm(s), s)`` with ``s = x_TH + residual_TH``, both [T, H] in x's dtype; ``room`` as there.
+    """Return ``(rms_norm(s), s)`` with ``s = x_TH + residual_TH``, both [T, H] in x's dtype; ``room``, ``offset`` as
+    there.
 
     Without a residual s is x itself, which two branches read then: their gradients are added in the pass that forms
     one. ``rows``, if it is there, becomes rms_norm(s) in FP8.
     """
-    return _AddRMSNorm.apply(x_TH, residual_TH, weight_H, eps, room, rows)
+    return _AddRMSNorm.apply(x_TH, residual_TH, weight_H, eps, room, rows, offset)
 
 
-def forward_torch(x_TH: Tensor, weight_H: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def forward_torch(x_TH: Tensor, weight_H: Tensor, eps: float, *, offset: bool = False) -> tuple[Tensor, Tensor]:
     """The definition. Returns y [T, H] and 1 / sqrt(mean(x²) + eps), fp32 [T, 1]."""
     x32_TH = x_TH.float()
     rstd_T1 = torch.rsqrt(x32_TH.pow(2).mean(-1, keepdim=True) + eps)
+    if offset:
+        return (x32_TH * rstd_T1 * (1 + weight_H.float())).to(x_TH.dtype), rstd_T1
     return weight_H.to(x_TH.dtype) * (x32_TH * rstd_T1).to(x_TH.dtype), rstd_T1
 
 
-def backward_torch(grad_TH: Tensor, x_TH: Tensor, weight_H: Tensor, rstd_T1: Tensor) -> Tensor:
-    """dx in x's dtype: with n = x · rstd and h = g · w, dx = rstd · (h - n · mean(h · n))."""
+def backward_torch(grad_TH: Tensor, x_TH: Tensor, weight_H: Tensor, rstd_T1: Tensor, *, offset: bool = False) -> Tensor:
+    """dx in x's dtype: with n = x · rstd and h = g · w (or g · (1 + w)), dx = rstd · (h - n · mean(h · n))."""
     normed_TH = x_TH.float() * rstd_T1
-    scaled_TH = grad_TH.float() * weight_H.to(x_TH.dtype).float()
+    scaled_TH = grad_TH.float() * (1 + weight_H.float() if offset else weight_H.to(x_TH.dtype).float())
     dx_TH = rstd_T1 * (scaled_TH - normed_TH * (scaled_TH * normed_TH).mean(-1, keepdim=True))
     return dx_TH.to(x_TH.dtype)
 
 
-def weight_gradient(grad_TH: Tensor, x_TH: Tensor, weight_H: Tensor, rstd_T1: Tensor) -> Tensor:
+def weight_gradient(
+    grad_TH: Tensor, x_TH: Tensor, weight_H: Tensor, rstd_T1: Tensor, *, offset: bool = False
+) -> Tensor:
     """dw in w's dtype: the sum over rows of g · n, in fp32."""
-    normed_TH = (x_TH.float() * rstd_T1).to(x_TH.dtype)
+    normed_TH = x_TH.float() * rstd_T1
+    normed_TH = normed_TH if offset else normed_TH.to(x_TH.dtype)
     return (grad_TH.float() * normed_TH).sum(0).to(weight_H.dtype)
 
 
@@ -86,6 +96,7 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     width,
     eps,
     ADD: tl.constexpr,
+    OFFSET: tl.constexpr,
     ROWS: tl.constexpr,
     LARGEST: tl.constexpr,
     LEAST: tl.constexpr,
@@ -102,9 +113,13 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     x32 = x.to(tl.float32)
     rstd = 1.0 / tl.sqrt(tl.sum(x32 * x32, axis=0) / width + eps)
     tl.store(rstd_ptr + row, rstd)
-    # The quotient is rounded before the product, as in the reference.
-    normed = (x32 * rstd).to(y_ptr.dtype.element_ty).to(tl.float32)
-    weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(y_ptr.dtype.element_ty).to(tl.float32)
+    normed, weight = x32 * rstd, tl.load(weight_ptr + columns, mask=inside, other=0.0)
+    if OFFSET:
+        weight = 1.0 + weight.to(tl.float32)
+    else:
+        # The quotient is rounded before the product, as in the reference.
+        normed = normed.to(y_ptr.dtype.element_ty).to(tl.float32)
+        weight = weight.to(y_ptr.dtype.element_ty).to(tl.float32)
     y = (normed * weight).to(y_ptr.dtype.element_ty)
     tl.store(y_ptr + row * y_stride + columns, y, mask=inside)
     if ROWS:
@@ -128,6 +143,7 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     grad_sum_stride,
     width,
     ADD: tl.constexpr,
+    OFFSET: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -135,7 +151,11 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     inside = columns < width
     x32 = tl.load(x_ptr + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
     grad = tl.load(grad_ptr + row * grad_stride + columns, mask=inside, other=0.0).to(tl.float32)
-    weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(dx_ptr.dtype.element_ty).to(tl.float32)
+    weight = tl.load(weight_ptr + columns, mask=inside, other=0.0)
+    if OFFSET:
+        weight = 1.0 + weight.to(tl.float32)
+    else:
+        weight = weight.to(dx_ptr.dtype.element_ty).to(tl.float32)
     rstd = tl.load(rstd_ptr + row)
     normed = x32 * rstd
     scaled = grad * weight
@@ -152,6 +172,8 @@ def forward_triton(
     eps: float,
     room: int = 0,
     rows: FP8Tensor | None = None,
+    *,
+    offset: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, the sum that was normalised (x itself without a residual) and rstd fp32 [T, 1], in one pass."""
     num_rows, width = x_TH.shape
@@ -178,6 +200,7 @@ def forward_triton(
             width,
             eps,
             ADD=add,
+            OFFSET=offset,
             ROWS=rows is not None,
             LARGEST=LARGEST,
             LEAST=LEAST,
@@ -188,7 +211,13 @@ def forward_triton(
 
 
 def backward_triton(
-    grad_TH: Tensor, x_TH: Tensor, weight_H: Tensor, rstd_T1: Tensor, grad_sum_TH: Tensor | None
+    grad_TH: Tensor,
+    x_TH: Tensor,
+    weight_H: Tensor,
+    rstd_T1: Tensor,
+    grad_sum_TH: Tensor | None,
+    *,
+    offset: bool = False,
 ) -> Tensor:
     """dx [T, H] plus ``grad_sum_TH`` if that is given."""
     num_rows, width = x_TH.shape
@@ -209,6 +238,7 @@ def backward_triton(
             other_TH.stride(0),
             width,
             ADD=grad_sum_TH is not None,
+            OFFSET=offset,
             BLOCK=block,
             num_warps=_warps(block),
         )
@@ -235,12 +265,13 @@ def _forward(
     weight_H: Tensor,
     eps: float,
     room: int,
-    rows: FP8Tensor | None = None,
+    rows: FP8Tensor | None,
+    offset: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if triton_jit.usable(x_TH):
-        return forward_triton(x_TH, residual_TH, weight_H, eps, room, rows)
+        return forward_triton(x_TH, residual_TH, weight_H, eps, room, rows, offset=offset)
     sum_TH = x_TH if residual_TH is None else x_TH + residual_TH
-    y_TH, rstd_T1 = forward_torch(sum_TH, weight_H, eps)
+    y_TH, rstd_T1 = forward_torch(sum_TH, weight_H, eps, offset=offset)
     if room:
         y_TH = _with_room(x_TH, room).copy_(y_TH)
     if rows is not None:
@@ -250,27 +281,28 @@ def _forward(
     return y_TH, sum_TH, rstd_T1
 
 
-def _backward(grad_TH: Tensor, saved: tuple[Tensor, ...], grad_sum_TH: Tensor | None) -> Tensor:
+def _backward(grad_TH: Tensor, saved: tuple[Tensor, ...], grad_sum_TH: Tensor | None, offset: bool) -> Tensor:
     x_TH, weight_H, rstd_T1 = saved
     if triton_jit.usable(x_TH):
-        return backward_triton(grad_TH, x_TH, weight_H, rstd_T1, grad_sum_TH)
-    dx_TH = backward_torch(grad_TH, x_TH, weight_H, rstd_T1)
+        return backward_triton(grad_TH, x_TH, weight_H, rstd_T1, grad_sum_TH, offset=offset)
+    dx_TH = backward_torch(grad_TH, x_TH, weight_H, rstd_T1, offset=offset)
     return dx_TH if grad_sum_TH is None else dx_TH + grad_sum_TH
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TH: Tensor, weight_H: Tensor, eps: float, room: int) -> Tensor:
-        y_TH, _, rstd_T1 = _forward(x_TH, None, weight_H, eps, room)
+    def forward(ctx: Any, x_TH: Tensor, weight_H: Tensor, eps: float, room: int, offset: bool) -> Tensor:
+        y_TH, _, rstd_T1 = _forward(x_TH, None, weight_H, eps, room, None, offset)
         ctx.save_for_backward(x_TH, weight_H, rstd_T1)
+        ctx.offset = offset
         return y_TH
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TH: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        dw_H = weight_gradient(grad_TH, *saved) if ctx.needs_input_grad[1] else None
-        return _backward(grad_TH, saved, None), dw_H, None, None
+        dw_H = weight_gradient(grad_TH, *saved, offset=ctx.offset) if ctx.needs_input_grad[1] else None
+        return _backward(grad_TH, saved, None, ctx.offset), dw_H, None, None, None
 
 
 class _AddRMSNorm(torch.autograd.Function):
@@ -283,8 +315,10 @@ class _AddRMSNorm(torch.autograd.Function):
         eps: float,
         room: int,
         rows: FP8Tensor | None,
+        offset: bool,
     ) -> tuple[Tensor, Tensor]:
-        y_TH, sum_TH, rstd_T1 = _forward(x_TH, residual_TH, weight_H, eps, room, rows)
+        y_TH, sum_TH, rstd_T1 = _forward(x_TH, residual_TH, weight_H, eps, room, rows, offset)
+        ctx.offset = offset
         sum_TH = x_TH if residual_TH is None else sum_TH  # a kernel may have read a copy with dense rows
         ctx.save_for_backward(sum_TH, weight_H, rstd_T1)
         return y_TH, sum_TH
@@ -293,6 +327,6 @@ class _AddRMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_TH: Tensor, grad_sum_TH: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        dw_H = weight_gradient(grad_TH, *saved) if ctx.needs_input_grad[2] else None
-        dx_TH = _backward(grad_TH, saved, grad_sum_TH)
-        return dx_TH, dx_TH if ctx.needs_input_grad[1] else None, dw_H, None, None, None
+        dw_H = weight_gradient(grad_TH, *saved, offset=ctx.offset) if ctx.needs_input_grad[2] else None
+        dx_TH = _backward(grad_TH, saved, grad_sum_TH, ctx.offset)
+        return dx_TH, dx_TH if ctx.needs_input_grad[1] else None, dw_H, None, None, None, None

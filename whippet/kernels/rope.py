@@ -113,9 +113,10 @@ def turn_triton(
     return out_TE
 
 
-def _turn(
+def turn(
     qkv_TE: Tensor, cos_TD: Tensor, sin_TD: Tensor, turned_heads: int, head_dim: int, *, back: bool = False
 ) -> Tensor:
+    """As ``turn_torch``, by whatever runs there; without a graph."""
     run = turn_triton if triton_jit.usable(qkv_TE) else turn_torch
     return run(qkv_TE, cos_TD, sin_TD, turned_heads, head_dim, back=back)
 
@@ -125,10 +126,10 @@ class _Rope(torch.autograd.Function):
     def forward(ctx: Any, qkv_TE: Tensor, cos_TD: Tensor, sin_TD: Tensor, turned_heads: int, head_dim: int) -> Tensor:
         ctx.save_for_backward(cos_TD, sin_TD)
         ctx.heads = turned_heads, head_dim
-        return _turn(qkv_TE, cos_TD, sin_TD, turned_heads, head_dim)
+        return turn(qkv_TE, cos_TD, sin_TD, turned_heads, head_dim)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TE: Tensor) -> tuple[Tensor | None, ...]:
         cos_TD, sin_TD = ctx.saved_tensors
-        return _turn(grad_TE, cos_TD, sin_TD, *ctx.heads, back=True), None, None, None, None
+        return turn(grad_TE, cos_TD, sin_TD, *ctx.heads, back=True), None, None, None, None

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from whippet.model.config import ModelConfig
-from whippet.model.size import NF4_HALVED, dense_bytes, projection_shapes
+from whippet.model.size import NF4_HALVED, adapted, dense_bytes, projection_shapes
 
 Way = Literal["kept", "half", "whole"]
-ATTENTION_HALF = ("q_proj", "k_proj", "v_proj", "o_proj")
+ATTENTION_HALF = ("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj")
 
 
 @dataclass(frozen=True)
@@ -47,30 +47,48 @@ def kept_bytes(config: ModelConfig, item: int, lora_r: int, targets: Sequence[st
 
     The two residual streams ``H``, the turned qkv ``E``, attention's output ``QD`` (which is also the input of
     ``o_proj``), gate_up ``2F``, and ``x A^T`` of ``r`` numbers for each target; attention's log-sum-exp ``Q`` and two
-    norms' scales in fp32. Norms and activations are made again. Dropout keeps a copy of the input for each target.
+    norms' scales in fp32. Norms and activations are made again. Dropout keeps a copy of the input for each target. Where
+    heads are normalised, qkv is there as it was before, too; and a norm behind a half keeps what that gives, ``H``.
     """
     shapes = projection_shapes(config)
     numbers = {True: config.qkv_size + config.num_heads * config.head_dim, False: 2 * config.intermediate_size}
-    for target in targets if lora_r else ():
+    for target in adapted(config, targets) if lora_r else ():
         numbers[target in ATTENTION_HALF] += lora_r + (shapes[target][1] if dropout else 0)
+    numbers[True] += config.qkv_size * config.qk_norm
+    norms = 1 + config.post_norms
+    for half in numbers:
+        numbers[half] += config.hidden_size * config.post_norms
     stream = config.hidden_size * item
-    return Kept(stream, numbers[True] * item + (config.num_heads + 1) * 4, stream, numbers[False] * item + 4)
+    attention = numbers[True] * item + (config.num_heads + norms) * 4
+    return Kept(stream, attention, stream, numbers[False] * item + norms * 4)
 
 
 def highest_bytes(
-    config: ModelConfig, base: str, item: int, kept: Kept, way: Way, tokens: int, tile: int = 0, *, in_place: bool
+    config: ModelConfig,
+    base: str,
+    item: int,
+    kept: Kept,
+    way: Way,
+    tokens: int,
+    tile: int = 0,
+    *,
+    in_place: bool,
+    fp8: bool = False,
 ) -> int:
     """What a layer takes at the highest moment of its backward pass, all that it keeps or computes again included.
 
     One such moment is in the MLP half, beside the whole of what the layer keeps and the residual stream's gradient
     ``H``. By tiles it is C tokens wide, and else the ``whole`` way also holds what attention adds. The other is
     attention's backward pass, when the MLP half's are gone: the gradients of its output ``QD`` and of qkv ``E``, and in
-    fp32 sums for the queries, for keys and values that heads share, and two numbers a query.
+    fp32 sums for the queries, for keys and values that heads share, and two numbers a query. ``fp8``: products with
+    the layer's weights are computed so.
     """
     tiled = 0 < tile < tokens
     stream = config.hidden_size * item * tokens
     held = (kept.x + kept.attention) * tokens
-    mlp = _mlp_bytes(config, base, item, kept, way, tile if tiled else tokens, tiled=tiled, in_place=in_place)
+    at_once = tile if tiled else tokens
+    fp8 = fp8 or base == "fp8"
+    mlp = _mlp_bytes(config, base, item, kept, way, at_once, tiled=tiled, in_place=in_place, fp8=fp8)
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     sums = 4 * queries + (8 * keys if keys < queries else 0) + 8 * config.num_heads
     attention = ((queries + config.qkv_size) * item + sums) * tokens
@@ -80,7 +98,16 @@ def highest_bytes(
 
 
 def _mlp_bytes(
-    config: ModelConfig, base: str, item: int, kept: Kept, way: Way, tokens: int, *, tiled: bool, in_place: bool
+    config: ModelConfig,
+    base: str,
+    item: int,
+    kept: Kept,
+    way: Way,
+    tokens: int,
+    *,
+    tiled: bool,
+    in_place: bool,
+    fp8: bool,
 ) -> int:
     """The MLP half's own, for ``tokens`` at once.
 
@@ -94,11 +121,12 @@ def _mlp_bytes(
     stream = hidden * item * tokens
     apart = 0 if in_place else 2 * inner * item * tokens
     weight = 2 * inner * hidden
-    made = weight // 2 if base == "nf4" and weight >= NF4_HALVED else weight
-    codes = tokens if base == "fp8" else 0
-    activation = inner * item * tokens + apart + 2 * inner * codes
-    down = inner * item * tokens + hidden * codes + dense_bytes(weight // 2, base, item)
-    gate_up = 2 * stream + apart + 2 * inner * codes + dense_bytes(made, base, item)
+    made = weight // 2 if base == "nf4" and weight >= NF4_HALVED and not fp8 else weight
+    codes = tokens if fp8 else 0
+    behind = stream if config.post_norms else 0  # the gradient of what the norm behind it reads
+    activation = inner * item * tokens + apart + 2 * inner * codes + behind
+    down = behind + inner * item * tokens + hidden * codes + dense_bytes(weight // 2, base, item, fp8=fp8)
+    gate_up = 2 * stream + apart + 2 * inner * codes + dense_bytes(made, base, item, fp8=fp8)
     forward = stream * (2 if way == "whole" and not tiled else 1) + hidden * codes
-    forward += 0 if base == "fp8" else dense_bytes(weight, base, item)
+    forward += 0 if base == "fp8" else dense_bytes(weight, base, item, fp8=fp8)
     return kept.mlp * tokens + max(activation, down, gate_up, forward) + (stream if tiled else 0)

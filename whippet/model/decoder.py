@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from whippet.kernels.attention import packed_attention
+from whippet.kernels.qk_norm import norm_and_rope
 from whippet.kernels.rms_norm import add_rms_norm, rms_norm
 from whippet.kernels.rope import rope
 from whippet.model.cache import KVCache
@@ -25,7 +27,8 @@ from whippet.model.park import Bay, Parking
 from whippet.model.projection import Projection
 from whippet.model.recompute import Layer, half_recomputed, recomputed
 from whippet.model.remake import remade
-from whippet.model.rope import rope_tables
+from whippet.model.rope import Tables, rope_tables
+from whippet.model.size import matrices
 
 PROJECTIONS = ("qkv", "o", "gate_up", "down")
 """Matrices of a layer."""
@@ -35,9 +38,10 @@ PROJECTIONS = ("qkv", "o", "gate_up", "down")
 class Stream:
     """Where the tokens of a packed stream stand: what every layer needs besides the hidden states."""
 
-    cos_TE: Tensor
+    tables: Tables
     """Rotary tables, fp32 ``[T, head_dim / 2]``."""
-    sin_TE: Tensor
+    local_tables: Tables
+    """Those of layers with a window."""
     cu_seqlens: Tensor
     """Borders of the documents: int32 ``[documents + 1]``, from 0 to T."""
     max_length: int
@@ -45,23 +49,30 @@ class Stream:
 
 
 class Block(nn.Module):
-    """One layer: attention and gated MLP, each behind a norm, each added to the residual stream."""
+    """One layer: attention and gated MLP, each behind a norm (or between two), each added to the residual stream."""
 
     def __init__(self, config: ModelConfig, index: int, *, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
         self.config, self.index = config, index
-        hidden, inner, head = config.hidden_size, config.intermediate_size, config.head_dim
-        queries, keys = config.num_heads * head, config.num_kv_heads * head
+        shapes = matrices(config)
 
-        def projection(rows: dict[str, int], in_size: int, bias: bool) -> Projection:
+        def projection(name: str, bias: bool) -> Projection:
+            rows, in_size = shapes[name]
             return Projection(rows, in_size, bias=bias, device=device, dtype=dtype)
 
-        self.attention_norm = nn.Parameter(torch.empty(hidden, device=device, dtype=dtype))
-        self.qkv = projection({"q_proj": queries, "k_proj": keys, "v_proj": keys}, hidden, config.qkv_bias)
-        self.o = projection({"o_proj": hidden}, queries, config.o_bias)
-        self.mlp_norm = nn.Parameter(torch.empty(hidden, device=device, dtype=dtype))
-        self.gate_up = projection({"gate_proj": inner, "up_proj": inner}, hidden, config.mlp_bias)
-        self.down = projection({"down_proj": hidden}, inner, config.mlp_bias)
+        def norm(size: int = config.hidden_size) -> nn.Parameter:
+            return nn.Parameter(torch.empty(size, device=device, dtype=dtype))
+
+        self.attention_norm = norm()
+        self.qkv = projection("qkv", config.qkv_bias)
+        self.q_norm = norm(config.head_dim) if config.qk_norm else None
+        self.k_norm = norm(config.head_dim) if config.qk_norm else None
+        self.o = projection("o", config.o_bias)
+        self.post_attention_norm = norm() if config.post_norms else None
+        self.mlp_norm = norm()
+        self.gate_up = projection("gate_up", config.mlp_bias)
+        self.down = projection("down", config.mlp_bias)
+        self.post_mlp_norm = norm() if config.post_norms else None
 
     def forward(self, x_TH: Tensor, stream: Stream, cache: KVCache | None = None) -> Tensor:
         attended_TH, x_TH = self.attend(x_TH, stream, cache)
@@ -73,35 +84,43 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The attention half: what it adds to ``x_TH``, and that itself. What it keeps goes to ``bay``, if there is
         one."""
-        config, room, rows = self.config, self.qkv.room_for(x_TH.dtype), self.qkv.rows(x_TH)
-        norm = partial(rms_norm, weight_H=self.attention_norm, eps=config.norm_eps)
+        room, rows = self.qkv.room_for(x_TH.dtype), self.qkv.rows(x_TH)
+        norm = partial(rms_norm, weight_H=self.attention_norm, **self._norm)
         with _parked(bay):
-            normed_TH, x_TH = add_rms_norm(x_TH, None, self.attention_norm, config.norm_eps, room, rows)
+            normed_TH, x_TH = add_rms_norm(x_TH, None, self.attention_norm, room=room, rows=rows, **self._norm)
         with _remade(normed_TH, x_TH, norm, bay, self.qkv):
             qkv_TE = self.qkv(normed_TH, room=room, rows=rows)
         del normed_TH, rows
-        qkv_TE = rope(qkv_TE, stream.cos_TE, stream.sin_TE, config.num_heads, config.num_kv_heads, config.head_dim)
+        # Rotary tables are all that turning alone would save, and all layers share them.
+        with _parked(bay if self.config.qk_norm else None):
+            qkv_TE = self._turned(qkv_TE, stream)
         with _parked(bay):
             out_TE = self._attention(qkv_TE, stream, cache)
         with _parked(bay, self.o):
-            return self.o(out_TE), x_TH
+            attended_TH = self.o(out_TE)
+        with _parked(bay):
+            return self._after(attended_TH, self.post_attention_norm), x_TH
 
     def mlp(
         self, attended_TH: Tensor, x_TH: Tensor | None, *, last_product: bool = True, bay: Bay | None = None
     ) -> tuple[Tensor, Tensor]:
         """The MLP half, as ``recompute.Mlp`` says. What it keeps goes to ``bay``, if there is one."""
-        eps, rows = self.config.norm_eps, self.gate_up.rows(attended_TH)
-        room = self.gate_up.room_for(attended_TH.dtype)
-        norm = partial(rms_norm, weight_H=self.mlp_norm, eps=eps)
+        room, rows = self.gate_up.room_for(attended_TH.dtype), self.gate_up.rows(attended_TH)
+        norm = partial(rms_norm, weight_H=self.mlp_norm, **self._norm)
         with _parked(bay):
-            normed_TH, sum_TH = add_rms_norm(attended_TH, x_TH, self.mlp_norm, eps, room, rows)
+            normed_TH, sum_TH = add_rms_norm(attended_TH, x_TH, self.mlp_norm, room=room, rows=rows, **self._norm)
         del attended_TH
         with _remade(normed_TH, sum_TH, norm, bay, self.gate_up):
             handover = self.gate_up.handover(normed_TH, self.down)
             gate_up_TF = self.gate_up(normed_TH, room=room, rows=rows, handover=handover)
         del normed_TH, rows
+        # A norm behind the product reads its values, in the backward pass too.
+        product, activation = last_product or self.post_mlp_norm is not None, self.config.activation
         with _parked(bay, self.down):
-            return sum_TH, self.down.gated(gate_up_TF, product=last_product, handover=handover)
+            added_TH = self.down.gated(gate_up_TF, product=product, handover=handover, activation=activation)
+        del gate_up_TF
+        with _parked(bay):
+            return sum_TH, self._after(added_TH, self.post_mlp_norm)
 
     @property
     def draws(self) -> bool:
@@ -109,16 +128,34 @@ class Block(nn.Module):
         found = (adapter for name in PROJECTIONS for _, adapter in getattr(self, name).adapter_items())
         return self.training and any(adapter.dropout > 0 for adapter in found)
 
+    @property
+    def _norm(self) -> dict[str, Any]:
+        """What all norms share."""
+        return {"eps": self.config.norm_eps, "offset": self.config.unit_offset}
+
+    def _after(self, added_TH: Tensor, weight_H: Tensor | None) -> Tensor:
+        """What a half adds to the residual stream, behind its norm if there is one."""
+        return added_TH if weight_H is None else rms_norm(added_TH, weight_H, **self._norm)
+
+    def _turned(self, qkv_TE: Tensor, stream: Stream) -> Tensor:
+        """qkv with queries and keys normalised, if the model does that, and turned by their positions."""
+        config, heads = self.config, (self.config.num_heads, self.config.num_kv_heads)
+        cos_TE, sin_TE = stream.local_tables if config.window(self.index) else stream.tables
+        if self.q_norm is None or self.k_norm is None:
+            return rope(qkv_TE, cos_TE, sin_TE, *heads, config.head_dim)
+        eps, offset = config.norm_eps, config.unit_offset
+        return norm_and_rope(qkv_TE, self.q_norm, self.k_norm, eps, cos_TE, sin_TE, *heads, offset=offset)
+
     def _attention(self, turned_TE: Tensor, stream: Stream, cache: KVCache | None) -> Tensor:
         config = self.config
         heads, kv_heads = config.num_heads, config.num_kv_heads
         by_head = turned_TE.unflatten(-1, (heads + 2 * kv_heads, config.head_dim))
         q_TQD, k_TKD, v_TKD = by_head.split((heads, kv_heads, kv_heads), dim=1)
-        scale = config.head_dim**-0.5
+        how = config.attention_scale, config.window(self.index), config.attention_softcap
         if cache is not None:
-            out = cache.attend(self.index, q_TQD, k_TKD, v_TKD, stream.cu_seqlens, stream.max_length, scale)
+            out = cache.attend(self.index, q_TQD, k_TKD, v_TKD, stream.cu_seqlens, stream.max_length, *how)
         else:
-            out = packed_attention(q_TQD, k_TKD, v_TKD, stream.cu_seqlens, stream.max_length, scale)
+            out = packed_attention(q_TQD, k_TKD, v_TKD, stream.cu_seqlens, stream.max_length, *how)
         return out.flatten(1)
 
 
@@ -165,6 +202,9 @@ class Decoder(nn.Module):
         self.config, self.compute_dtype = config, compute_dtype
         self.recompute, self.park, self.halves, self.tile, self.entire = 0, 0, 0, 0, 0
         self._parking: Parking | None = None
+        self._embedding_scale: float | None = None
+        if config.scale_embeddings:
+            self._embedding_scale = float(torch.tensor(config.hidden_size**0.5, device="cpu").to(compute_dtype))
         self.embedding = nn.Parameter(torch.empty(shape, device=where, dtype=dtype))
         self.layers = nn.ModuleList(
             Block(config, index, device=where, dtype=dtype) for index in range(config.num_layers)
@@ -197,7 +237,8 @@ class Decoder(nn.Module):
 
     def embed(self, ids_T: Tensor) -> Tensor:
         """Rows of the embedding, ``[T, H]`` in the compute dtype."""
-        return F.embedding(ids_T, self.embedding).to(self.compute_dtype)
+        x_TH = F.embedding(ids_T, self.embedding).to(self.compute_dtype)
+        return x_TH if self._embedding_scale is None else x_TH * self._embedding_scale
 
     def forward(
         self,
@@ -227,7 +268,9 @@ class Decoder(nn.Module):
         """``forward`` from embeddings on (of text, or of text and images)."""
         if cache is not None:
             cache.check(cu_seqlens, max_length)
-        stream = Stream(*rope_tables(self.config, positions_T), cu_seqlens, max_length)
+            for row, whole_SH in cache.outgrown(x_TH, cu_seqlens, max_length):
+                self._fill(cache.row(row), whole_SH)
+        stream = Stream(*rope_tables(self.config, positions_T, cu_seqlens), cu_seqlens, max_length)
         recompute = self.recompute if torch.is_grad_enabled() and cache is None else 0
         if recompute and self.park:
             self._parking = Parking(self.device) if self._parking is None else self._parking
@@ -239,7 +282,13 @@ class Decoder(nn.Module):
                 x_TH = block(x_TH, stream, cache)
         if cache is not None:
             cache.advance(cu_seqlens, max_length)
-        return rms_norm(x_TH, self.norm, self.config.norm_eps)
+        return rms_norm(x_TH, self.norm, self.config.norm_eps, offset=self.config.unit_offset)
+
+    def _fill(self, row: KVCache, x_SH: Tensor) -> None:
+        """Compute keys and values of a whole document anew, into ``row``."""
+        places_S = torch.arange(len(x_SH), device=x_SH.device)
+        borders = torch.tensor([0, len(x_SH)], dtype=torch.int32, device=x_SH.device)
+        self.hidden(x_SH, places_S, borders, len(x_SH), cache=row)
 
     def _recomputed(self, block: Block, x_TH: Tensor, stream: Stream) -> Tensor:
         """What ``block`` gives, and keeps little."""
@@ -272,4 +321,6 @@ class Decoder(nn.Module):
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """Scores of the next token, fp32 ``[N, V]``, of rows that ``forward`` gave."""
-        return F.linear(hidden_NH, self.head_weight.to(hidden_NH.dtype)).float()
+        scores_NV = F.linear(hidden_NH, self.head_weight.to(hidden_NH.dtype)).float()
+        cap = self.config.logit_softcap
+        return scores_NV if cap is None else cap * torch.tanh(scores_NV / cap)

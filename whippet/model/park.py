@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from whippet.model.pinned import Pinned
 from whippet.model.remake import Mark
 
 LEAVING = 2
 """Parts whose copies may lie behind the work. With one, work would wait for the copies of attention's part, which take
 about as long as the MLP that runs beside them."""
 LEAST_SLAB, MOST_SLAB = 2**21, 2**28
-"""Bytes. Slabs are powers of two, to which torch rounds pinned memory up."""
+"""Bytes. Slabs are powers of two, so that there are few of them, and little more than is used."""
 ALIGNMENT = 512
 LEAST_BYTES = 2**16
 """What is smaller stays on the device."""
@@ -39,6 +40,8 @@ class Parking:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._device = device
         self._slabs: list[Tensor] = []
+        self._pinned: list[Pinned] = []
+        """Who owns the slabs of a GPU."""
         self._used = 0
         self._parts: list[list[list[Tensor]]] = []
         """Of each part the pieces of slabs in which each of its tensors lies."""
@@ -140,7 +143,12 @@ class Parking:
                 return slab, start
             start -= len(slab)
         wanted = 1 << (max(size, self.host_bytes, LEAST_SLAB) - 1).bit_length()
-        slab = torch.empty(min(wanted, MOST_SLAB), dtype=torch.uint8, pin_memory=self._stream is not None)
+        wanted = min(wanted, MOST_SLAB)
+        if self._stream is None:
+            slab = torch.empty(wanted, dtype=torch.uint8)
+        else:
+            self._pinned.append(Pinned(wanted))
+            slab = self._pinned[-1].bytes
         self._slabs.append(slab)
         return slab, 0
 

@@ -15,12 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from whippet.kernels import fp8, triton_jit
+from whippet.kernels import fp8, gated_mlp, nf4_fp8, triton_jit
 from whippet.kernels.copies import Pair
 from whippet.kernels.fp8 import FP8Tensor, Handover
 from whippet.kernels.frozen_linear import Weight, dense, frozen_linear, room_wanted
 from whippet.kernels.gated_linear import gated_linear
-from whippet.kernels.gated_mlp import silu_mul
+from whippet.kernels.gated_mlp import Activation
+from whippet.kernels.int8 import Int8Tensor
 from whippet.kernels.lora_factors import LoraPart, Stacked
 from whippet.kernels.nf4 import NF4Tensor
 from whippet.model.remake import remade
@@ -54,7 +55,7 @@ class Projection(nn.Module):
             start += count
         self.in_size, self.out_size = in_size, start
         self.weight: nn.Parameter | None = nn.Parameter(torch.empty(start, in_size, device=device, dtype=dtype))
-        self.quantised: NF4Tensor | FP8Tensor | None = None
+        self.quantised: NF4Tensor | Int8Tensor | FP8Tensor | None = None
         self.bias: nn.Parameter | None = nn.Parameter(torch.empty(start, device=device, dtype=dtype)) if bias else None
         self.adapters = nn.ModuleDict()
         self.adapters_enabled = True
@@ -83,10 +84,16 @@ class Projection(nn.Module):
         assert self.weight is not None
         return self.weight
 
-    def set_quantised(self, weight: NF4Tensor | FP8Tensor) -> None:
+    def set_quantised(self, weight: NF4Tensor | Int8Tensor | FP8Tensor) -> None:
         """Hold ``weight`` in place of a dense one."""
         assert tuple(weight.shape) == (self.out_size, self.in_size), weight.shape
         self.weight, self.quantised = None, weight
+
+    def multiply_in_fp8(self, *, name: str) -> None:
+        """From now on, products of an NF4 weight with bf16 inputs are computed in FP8. ModelError, naming ``name``, if
+        it has numbers that FP8 has not."""
+        if self.nf4 is not None:
+            self.quantised = nf4_fp8.with_rows(self.nf4, name=name)
 
     def weight_fp32(self) -> Tensor:
         """The base weight, dequantised if need be, fp32 ``[N, K]``; detached."""
@@ -106,15 +113,15 @@ class Projection(nn.Module):
 
     def rows(self, x_TK: Tensor) -> FP8Tensor | None:
         """Memory for an input like ``x_TK`` in FP8, if who makes that input can spare this matrix a pass over it."""
-        wanted = self.fp8 is not None and fp8.applies(x_TK) and fp8.rows_by_kernels(x_TK)
+        wanted = fp8.wanted(self.quantised) and fp8.applies(x_TK) and fp8.rows_by_kernels(x_TK)
         return fp8.empty_rows(x_TK, self.in_size) if wanted else None
 
     def handover(self, x_TK: Tensor, reader: Projection) -> Handover | None:
         """What goes between this matrix and ``reader.gated``, which reads its output, if this can use it: back the
         gradient in FP8; and forth what adapters add, if ``reader`` will add it."""
-        if self.fp8 is None or not fp8.applies(x_TK):
+        if not fp8.wanted(self.quantised) or not fp8.applies(x_TK):
             return None
-        return Handover(self.fp8, defers=reader.gates_in_one(x_TK))
+        return Handover(self.quantised, defers=reader.gates_in_one(x_TK))
 
     def forward(
         self,
@@ -157,16 +164,32 @@ class Projection(nn.Module):
         dropping = self.training and any(adapter.dropout > 0 for adapter in adapters)
         return bool(adapters) and not dropping and triton_jit.usable(x_TK)
 
-    def gated(self, gate_up_TF: Tensor, *, product: bool = True, handover: Handover | None = None) -> Tensor:
-        """``self(silu_mul(gate_up_TF))``, as one op where kernels run and the weight is frozen. ``gate_up_TF`` is
-        overwritten in the backward pass. ``handover``: of the matrix that gave it."""
+    def gated(
+        self,
+        gate_up_TF: Tensor,
+        *,
+        product: bool = True,
+        handover: Handover | None = None,
+        activation: Activation = "silu",
+    ) -> Tensor:
+        """``self(gated_mlp.gated(gate_up_TF))``, as one op where kernels run and the weight is frozen. ``gate_up_TF``
+        is overwritten in the backward pass. ``handover``: of the matrix that gave it."""
         if not self.gates_in_one(gate_up_TF):
-            gated_TK = silu_mul(gate_up_TF)
-            with remade(gated_TK, partial(silu_mul, gate_up_TF.detach())):
+            gated_TK = gated_mlp.gated(gate_up_TF, activation)
+            with remade(gated_TK, partial(gated_mlp.gated, gate_up_TF.detach(), activation)):
                 return self(gated_TK, product=product)
         parts = self._lora_parts(gate_up_TF)
         stacked = self._renewed(parts, gate_up_TF.dtype)
-        return gated_linear(gate_up_TF, self.held, self.bias, parts, stacked, product=product, handover=handover)
+        return gated_linear(
+            gate_up_TF,
+            self.held,
+            self.bias,
+            parts,
+            stacked,
+            product=product,
+            handover=handover,
+            activation=activation,
+        )
 
     def _renewed(self, parts: Sequence[LoraPart], dtype: torch.dtype) -> Stacked:
         """The parts' factors as they are now, stacked."""

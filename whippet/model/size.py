@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from whippet.errors import UsageError
 from whippet.model.config import ModelConfig
 
 NF4_BLOCK = 64
@@ -17,19 +18,44 @@ NF4_HALVED = 2**26
 """As in ``kernels/nf4.py`` and ``kernels/frozen_linear.py``, which need torch."""
 
 
-def projection_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """Rows and columns of each projection of one layer, by its name in a checkpoint."""
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+"""What a checkpoint of ``fused_names`` holds as one."""
+
+
+def matrices(config: ModelConfig) -> dict[str, tuple[dict[str, int], int]]:
+    """The matrices of one layer by their names in our decoder: the rows of each part, which is a projection with its
+    name in a checkpoint, and the columns."""
     hidden, inner = config.hidden_size, config.intermediate_size
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    qkv = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
+    gate_up = {"gate_proj": inner, "up_proj": inner}
+    if config.fused_names:
+        qkv, gate_up = {"qkv_proj": config.qkv_size}, {"gate_up_proj": 2 * inner}
     return {
-        "q_proj": (queries, hidden),
-        "k_proj": (keys, hidden),
-        "v_proj": (keys, hidden),
-        "o_proj": (hidden, queries),
-        "gate_proj": (inner, hidden),
-        "up_proj": (inner, hidden),
-        "down_proj": (hidden, inner),
+        "qkv": (qkv, hidden),
+        "o": ({"o_proj": hidden}, queries),
+        "gate_up": (gate_up, hidden),
+        "down": ({"down_proj": hidden}, inner),
     }
+
+
+def projection_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Rows and columns of each projection of one layer, by its name in a checkpoint."""
+    return {part: (n, columns) for rows, columns in matrices(config).values() for part, n in rows.items()}
+
+
+def adapted(config: ModelConfig, targets: Sequence[str]) -> tuple[str, ...]:
+    """The projections of this model that ``targets`` name, in the order of the layer. Where a checkpoint holds several
+    as one matrix, all of them name it too (they are the default of a recipe). UsageError for a name that it has not."""
+    shapes = projection_shapes(config)
+    wanted = set(targets)
+    for fused, parts in FUSED.items():
+        if fused in shapes and wanted.issuperset(parts):
+            wanted = wanted - set(parts) | {fused}
+    for name in targets:
+        if name in wanted and name not in shapes:
+            raise UsageError(f"lora.targets: this model has no {name}; it has {', '.join(shapes)}")
+    return tuple(name for name in shapes if name in wanted)
 
 
 def layer_matrix_parameters(config: ModelConfig) -> int:
@@ -41,7 +67,8 @@ def layer_other_parameters(config: ModelConfig) -> int:
     """Norms and biases of one layer."""
     biases = config.qkv_bias * config.qkv_size + config.o_bias * config.hidden_size
     mlp = config.mlp_bias * (2 * config.intermediate_size + config.hidden_size)
-    return 2 * config.hidden_size + biases + mlp
+    norms = (4 if config.post_norms else 2) * config.hidden_size + 2 * config.qk_norm * config.head_dim
+    return norms + biases + mlp
 
 
 def parameters(config: ModelConfig) -> int:
@@ -54,25 +81,24 @@ def parameters(config: ModelConfig) -> int:
 def lora_parameters(config: ModelConfig, r: int, targets: Sequence[str]) -> int:
     """Factors of all layers: ``r (rows + columns)`` for each target."""
     shapes = projection_shapes(config)
-    return config.num_layers * sum(r * sum(shapes[target]) for target in targets)
+    return config.num_layers * sum(r * sum(shapes[target]) for target in adapted(config, targets))
 
 
 def stacked_parameters(config: ModelConfig, r: int, targets: Sequence[str]) -> int:
     """Numbers of the stacked factors of all layers (``kernels/frozen_linear.py``): for each fused matrix with n adapted
     parts ``n r`` rows of A, and as many columns of B with all of the matrix's rows."""
-    shapes = projection_shapes(config)
+    chosen = adapted(config, targets)
     total = 0
-    for fused in (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)):
-        rows, columns = sum(shapes[part][0] for part in fused), shapes[fused[0]][1]
-        total += r * sum(part in targets for part in fused) * (rows + columns)
+    for rows, columns in matrices(config).values():
+        total += r * sum(part in chosen for part in rows) * (sum(rows.values()) + columns)
     return config.num_layers * total
 
 
 def forward_flops_per_token(config: ModelConfig, length: int) -> float:
     """Operations of one forward pass, a multiplication and an addition counted as two.
 
-    Matrices ``2 (L · matrices + VH)``, and causal attention ``2 L Q D · length``: each token meets half its document on
-    average, in two products of ``2 Q D`` operations a pair.
+    Matrices ``2 (L · matrices + VH)``, and causal attention: each token meets half its document on average, or its
+    window, in two products of ``2 Q D`` operations a pair.
     """
     return matrix_flops_per_token(config) + head_flops_per_token(config) + attention_flops_per_token(config, length)
 
@@ -88,8 +114,11 @@ def head_flops_per_token(config: ModelConfig) -> float:
 
 
 def attention_flops_per_token(config: ModelConfig, length: int) -> float:
-    """Forward operations in attention for documents of ``length`` tokens."""
-    return 2.0 * config.num_layers * config.num_heads * config.head_dim * length
+    """Forward operations in attention for documents of ``length`` tokens: ``4 Q D`` a pair of tokens. A token meets
+    ``length / 2`` on average, and under a window w ``w - w² / (2 length)``."""
+    windows = [min(window or length, length) for window in config.windows or (0,) * config.num_layers]
+    met = sum(window - window**2 / (2 * length) for window in windows) if length else 0.0
+    return 4.0 * config.num_heads * config.head_dim * met
 
 
 def training_flops_per_token(
@@ -112,7 +141,8 @@ def training_flops_per_token(
     """
     last = config.hidden_size * config.intermediate_size / layer_matrix_parameters(config)
     whole, half = (number / config.num_layers for number in (recompute - halves, halves))
-    again = whole * (1 if full else 1 - last) + half * (3 if full else 2) * last
+    every = full or config.post_norms  # the norm behind the last product reads its values
+    again = whole * (1 if every else 1 - last) + half * (3 if every else 2) * last
     matrices = product * matrix_flops_per_token(config) * (2 + full + again)
     head = head_flops_per_token(config) * (2 + full) * supervised
     return matrices + head + attention_flops_per_token(config, length) * (3.5 + whole)
@@ -131,7 +161,7 @@ def weight_bytes(config: ModelConfig, base: str, item: int) -> dict[str, int]:
     other = config.num_layers * layer_other_parameters(config) + config.hidden_size
     if base == "nf4":
         projections = nf4_bytes(matrices)
-    elif base == "fp8":
+    elif base in ("fp8", "int8"):
         projections = matrices + 4 * config.num_layers * sum(rows for rows, _ in projection_shapes(config).values())
     else:
         projections = matrices * dense
@@ -149,10 +179,10 @@ def nf4_bytes(weights: int) -> int:
     return weights // 2 + blocks + -(-blocks // NF4_NESTED_BLOCK) * 8
 
 
-def dense_bytes(weights: int, base: str, item: int) -> int:
-    """Bytes of a matrix made for one product and dropped: in the compute dtype, 0 if it is held so; in FP8 transposed,
-    for an input's gradient."""
-    if base == "fp8":
+def dense_bytes(weights: int, base: str, item: int, *, fp8: bool = False) -> int:
+    """Bytes of a matrix made for one product and dropped: in the compute dtype, 0 if it is held so; with products in
+    ``fp8`` as codes, transposed for an input's gradient."""
+    if fp8 or base == "fp8":
         return weights
     return 0 if {"fp32": 4, "bf16": 2}.get(base) == item else weights * item
 

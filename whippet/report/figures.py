@@ -24,7 +24,7 @@ def count(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return "–"
     for size, letter in ((1e9, "B"), (1e6, "M")):
-        if abs(value) >= size:
+        if abs(value) >= 0.9995 * size:  # what three digits round up to it
             return f"{value / size:.3g} {letter}"
     return f"{value:,.0f}"
 

@@ -48,7 +48,7 @@ def choose_limits(work: Workload, budget: int, host: int | None = None) -> Limit
     rows = _chunk_rows(work, budget)
     fitting = [limits for limits in _candidates(work, rows, room) if peak_bytes(work, limits) <= budget]
     if not fitting:
-        least = _least(work, room)
+        least = least_limits(work, room)
         if peak_bytes(work, least) > budget:
             raise UsageError(_nothing_fits(work, budget, room))
         fitting = [least]
@@ -138,7 +138,7 @@ def longest_context(work: Workload, budget: int) -> Longest | None:
 
     def fits(tokens: int) -> bool:
         longer = at(tokens)
-        return peak_bytes(longer, _least(longer)) <= budget
+        return peak_bytes(longer, least_limits(longer)) <= budget
 
     if not fits(1):
         return None
@@ -149,11 +149,11 @@ def longest_context(work: Workload, budget: int) -> Longest | None:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     longest = at(low)
-    limits = _least(longest)
+    limits = least_limits(longest)
     return Longest(low, limits, peak_bytes(longest, limits), parked_bytes(longest, limits))
 
 
-def _least(work: Workload, host: int | None = None) -> Limits:
+def least_limits(work: Workload, host: int | None = None) -> Limits:
     """What takes least on the device, with as much parked as the host has room for."""
     layers = work.config.num_layers
     tile = LEAST_TILE if work.longest > LEAST_TILE else 0
@@ -174,7 +174,7 @@ def _chunk_rows(work: Workload, budget: int) -> int:
 
 
 def _nothing_fits(work: Workload, budget: int, host: int) -> str:
-    needed = peak_bytes(work, _least(work, host))
+    needed = peak_bytes(work, least_limits(work, host))
     text = (
         f"memory: training needs at least {size(needed)} and may take {size(budget)} (the longest example has "
         f"{work.longest:,} tokens, and every layer would be recomputed). "
@@ -188,22 +188,22 @@ def _nothing_fits(work: Workload, budget: int, host: int) -> str:
 def _savings(work: Workload, budget: int, host: int) -> Iterator[tuple[str, int]]:
     """Changes of the recipe, or of the machine, that take less, each with the least peak that it allows. Of shorter
     lengths none comes after the first that ``budget`` holds."""
-    parked = _least(work)
+    parked = least_limits(work)
     if parked.park and parked_bytes(work, parked) > host:
         yield f"{size(parked_bytes(work, parked) / HOST_SHARE)} of free host memory", peak_bytes(work, parked)
     if work.lora is None:
         adapter = replace(work, lora=LoraOptions(), base="nf4")
-        yield 'train.method = "lora" and model.base = "nf4"', peak_bytes(adapter, _least(adapter, host))
+        yield 'train.method = "lora" and model.base = "nf4"', peak_bytes(adapter, least_limits(adapter, host))
     elif work.base != "nf4":
         quantised = replace(work, base="nf4")
-        yield 'model.base = "nf4"', peak_bytes(quantised, _least(quantised, host))
+        yield 'model.base = "nf4"', peak_bytes(quantised, least_limits(quantised, host))
     if work.optimizer != "adamw8bit":
         smaller = replace(work, optimizer="adamw8bit")
-        yield 'train.optimizer = "adamw8bit"', peak_bytes(smaller, _least(smaller, host))
+        yield 'train.optimizer = "adamw8bit"', peak_bytes(smaller, least_limits(smaller, host))
     length = work.longest // 2
     while length >= 128:
         shorter = replace(work, longest=length)
-        peak = peak_bytes(shorter, _least(shorter, host))
+        peak = peak_bytes(shorter, least_limits(shorter, host))
         yield f"data.max_length = {length}", peak
         if peak <= budget:
             return

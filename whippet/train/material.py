@@ -116,8 +116,8 @@ def gather(recipe: Recipe, budget: int | None, *, weights: bool = True) -> Mater
         open_checkpoint(folder, config).close()
     if quantised and recipe.model.base != "nf4":
         raise ModelError(f'{folder}: the checkpoint is 4 bit; wanted model.base = "nf4", not "{recipe.model.base}"')
-    if recipe.model.base == "fp8":
-        _check_fp8(config, device, compute)
+    if "fp8" in (recipe.model.base, recipe.model.compute):
+        _check_fp8(recipe, config, device, compute)
     tokenizer = Tokenizer.load(folder)
     tokenizer.check_pad(recipe.model.pad_token)
     if tokenizer.vocab_size > config.vocab_size:
@@ -191,20 +191,22 @@ def _batches(examples: Any, recipe: Recipe, tokens_per_step: int, max_length: in
     )
 
 
-def _check_fp8(config: ModelConfig, device: torch.device, compute: torch.dtype) -> None:
-    """Raise UsageError where training over FP8 weights would be no quicker, but much slower."""
+def _check_fp8(recipe: Recipe, config: ModelConfig, device: torch.device, compute: torch.dtype) -> None:
+    """Raise UsageError where training with products in FP8 would be no quicker, but much slower."""
+    asked = 'model.base = "fp8"' if recipe.model.base == "fp8" else 'model.compute = "fp8"'
+    instead = 'use "bf16" or "nf4"' if recipe.model.base == "fp8" else 'use "auto"'
     if not fp8.supported(device):
         raise UsageError(
-            f'model.base = "fp8" needs an NVIDIA GPU of compute capability 9.0 (Hopper) or later, and the device is '
-            f'{_told(device)}; use "bf16" or "nf4"'
+            f"{asked} needs an NVIDIA GPU of compute capability 9.0 (Hopper) or later, and the device is "
+            f"{_told(device)}; {instead}"
         )
     if compute != torch.bfloat16:
         raise UsageError(f'model.base = "fp8" needs model.compute = "bf16", met {str(compute).removeprefix("torch.")}')
     odd = [name for name, shape in projection_shapes(config).items() if any(side % fp8.ALIGNED for side in shape)]
     if odd:
         raise UsageError(
-            f'model.base = "fp8" needs matrices whose sides are multiples of {fp8.ALIGNED}, and {odd[0]} is '
-            f'{list(projection_shapes(config)[odd[0]])}; use "bf16" or "nf4"'
+            f"{asked} needs matrices whose sides are multiples of {fp8.ALIGNED}, and {odd[0]} is "
+            f"{list(projection_shapes(config)[odd[0]])}; {instead}"
         )
 
 

@@ -37,7 +37,7 @@ LINK_FILLED = 0.9
 WORKSPACE_BYTES = {"cuda": 2**25, "cpu": 0}
 """Of the library of products: 32 MiB on Hopper, less on older cards."""
 FP8_PRODUCT = 0.55
-"""Time of an operation over FP8 weights, in operations of 16 bit: half, and the rounding of the other side."""
+"""Time of an operation that is computed in FP8, in operations of 16 bit: half, and the rounding of the other side."""
 SLACK = 1.02
 """On what comes and goes. Six settings of 1B to 8B on an H200 took 0.7 % less to 0.2 % more than the sums without it, a
 small one 2 % more."""
@@ -62,6 +62,8 @@ class Workload:
     tokens_per_step: int
     supervised: float
     """Share of tokens that carry loss."""
+    fp8: bool = False
+    """Whether products with the projections are computed in FP8; over an ``fp8`` base they always are."""
 
     @property
     def trained(self) -> int:
@@ -90,7 +92,7 @@ class Workload:
 
     def time_per_token(self, limits: Limits, length: int) -> float:
         """The same in the time that an operation of 16 bit takes, with that of copies which show."""
-        product = FP8_PRODUCT if self.base == "fp8" else 1.0
+        product = FP8_PRODUCT if self.fp8 or self.base == "fp8" else 1.0
         layer = 2 * layer_matrix_parameters(self.config) * product
         layer += attention_flops_per_token(self.config, length) / self.config.num_layers
         kept = kept_of(self)
@@ -175,12 +177,15 @@ def moving_bytes(work: Workload, limits: Limits) -> int:
 def _layer_bytes(work: Workload, way: Way, tokens: int, tile: int) -> int:
     in_place = work.device == "cuda" and work.lora is not None and not work.lora.dropout
     kept, tile = kept_of(work), 0 if way == "kept" else tile
-    return highest_bytes(work.config, work.base, work.item, kept, way, tokens, tile, in_place=in_place)
+    held = work.config, work.base, work.item
+    return highest_bytes(*held, kept, way, tokens, tile, in_place=in_place, fp8=work.fp8)
 
 
 def _stream_bytes(config: ModelConfig) -> int:
-    """A token's own: its row of both rotary tables in fp32; its number, position, label, weight and place."""
-    return 2 * 4 * (config.head_dim // 2) + 4 * 8 + 4
+    """A token's own: its row of both rotary tables in fp32 (of both kinds of layers, if they differ); its number,
+    position, label, weight and place."""
+    kinds = 1 if config.local_rope_theta is None else 2
+    return kinds * 2 * 4 * (config.head_dim // 2) + 4 * 8 + 4
 
 
 def _loss_bytes(work: Workload, limits: Limits) -> int:
@@ -190,7 +195,8 @@ def _loss_bytes(work: Workload, limits: Limits) -> int:
     supervised = round(work.supervised * tokens)
     head = config.vocab_size * config.hidden_size
     rows = min(limits.chunk_rows, max(supervised, 1))
-    logits = rows * config.vocab_size * (LOGIT_BYTES[work.device] + item)
+    capped = 4 if config.logit_softcap is not None and work.device == "cpu" else 0  # the slope of each
+    logits = rows * config.vocab_size * (LOGIT_BYTES[work.device] + capped + item)
     hidden = 2 * (tokens + supervised) * config.hidden_size * item
     held_in = {"fp32": 4, "bf16": 2}.get(work.base, item)
     return logits + hidden + (head * item if held_in != item else 0) + (8 * head if work.lora is None else 0)

@@ -170,6 +170,7 @@ def make_plan(
         longest=data.longest,
         tokens_per_step=tokens_per_step,
         supervised=data.num_trained / data.num_tokens,
+        fp8=recipe.model.compute == "fp8",
     )
     limits = choose_limits(work, budget)
     peak = peak_bytes(work, limits)
@@ -186,9 +187,9 @@ def make_plan(
     return Plan(
         family=config.family,
         base=recipe.model.base,
-        compute=str(compute).removeprefix("torch."),
+        compute="fp8" if recipe.model.compute == "fp8" else str(compute).removeprefix("torch."),
         device=str(device),
-        attention=backend(device, compute, config.head_dim),
+        attention=backend(device, compute, config.head_dim, config.attention_softcap is not None),
         num_parameters=parameters(config),
         num_trained=work.trained,
         method=recipe.train.method,

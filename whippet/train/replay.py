@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from whippet.data.batches import Batch
 from whippet.kernels.attention import backend
 from whippet.kernels.copies import Copies
+from whippet.kernels.int8_tensor import Int8Tensor
 from whippet.kernels.lora_factors import Stacked
 from whippet.model.decoder import Decoder
 from whippet.train.objectives.sft import Loss, Objective
@@ -279,9 +280,13 @@ class CudaRecorder:
 
 def recorder(decoder: Decoder, *, draws: bool, budget: int | None = None) -> Recorder | None:
     """How work of ``decoder`` is recorded: not at all on a CPU, where random numbers are drawn (dropout), or where
-    attention looks at the borders of documents before it is launched."""
-    device = decoder.device
-    if device.type != "cuda" or draws or backend(device, decoder.compute_dtype, decoder.config.head_dim) == "sdpa":
+    attention looks at the borders of documents before it is launched, or an 8-bit product at outlying inputs."""
+    device, config = decoder.device, decoder.config
+    if device.type != "cuda" or draws:
+        return None
+    if backend(device, decoder.compute_dtype, config.head_dim, config.attention_softcap is not None) == "sdpa":
+        return None
+    if any(isinstance(projection.quantised, Int8Tensor) for _, projection in decoder.projections()):
         return None
     return CudaRecorder(device, budget)
 

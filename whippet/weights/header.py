@@ -25,6 +25,7 @@ MAX_HEADER_BYTES = 100_000_000
 TEXTS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 ADVICE = "Convert it to safetensors where it comes from (save_pretrained of transformers writes that)"
+CONVERTIBLE = re.compile(r"pytorch_model.*\.bin|consolidated\.\d+\.pth", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,15 @@ def refuse_pickle(path: Path, start: bytes) -> None:
     pickled = pickled and (framed or not (len(start) == 8 and start[4:] == b"\0\0\0\0"))
     zipped = start[:4] in (b"PK\x03\x04", b"PK\x05\x06")
     if zipped or pickled or path.suffix in PICKLE_SUFFIXES:
-        raise ModelError(f"{path}: a pickle, which can run code when read, so whippet never opens one. {ADVICE}")
+        raise ModelError(said_of_pickle(path))
+
+
+def said_of_pickle(path: Path) -> str:
+    """Why it is refused, and what to do."""
+    reason = f"{path}: a pickle, which can run code when read, so whippet never"
+    if CONVERTIBLE.fullmatch(path.name):
+        return f"{reason} loads one; run: whippet convert {path.parent} --out DIR"
+    return f"{reason} opens one. {ADVICE}"
 
 
 def _check(header: dict[str, Any], data_bytes: int, path: Path) -> dict[str, TensorInfo]:

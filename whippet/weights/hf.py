@@ -21,11 +21,12 @@ from torch import Tensor
 from whippet.errors import ModelError, UsageError
 from whippet.paths import inside
 from whippet.weights.files import read_json, write_json, written_aside
-from whippet.weights.header import ADVICE, PICKLE_SUFFIXES, TensorInfo, read_header, refuse_pickle
+from whippet.weights.header import PICKLE_SUFFIXES, TensorInfo, read_header, refuse_pickle, said_of_pickle
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-MAX_SHARD_BYTES = 4 * 10**9
+MAX_SHARD_BYTES = 5 * 10**9
+"""What transformers writes too."""
 
 
 class CheckpointReader:
@@ -101,6 +102,7 @@ def write_checkpoint(
         save_tensors(path, shard)
         shards.append((path, list(shard)))
         total += sum(tensor.nbytes for tensor in shard.values())
+        del shard  # or it would stay until the next one is whole
     count = len(shards)
     finals = [SINGLE] if count == 1 else [f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
     weight_map: dict[str, str] = {}
@@ -187,5 +189,5 @@ def _listed(folder: Path) -> dict[str, set[str]]:
 def _nothing_here(folder: Path) -> str:
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
     if pickles:
-        return f"{folder / pickles[0]}: a pickle, which can run code when read, so whippet never opens one. {ADVICE}"
+        return said_of_pickle(folder / pickles[0])
     return f"{folder}: neither {SINGLE} nor {INDEX} is there"

@@ -10,23 +10,24 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from whippet.errors import ModelError, UsageError
-from whippet.kernels import fp8_tensor
-from whippet.kernels.fp8_tensor import FP8Tensor, quantize_fp8
-from whippet.kernels.nf4 import NF4Tensor, dequantize_nf4, join_rows, quantize_nf4
+from whippet.kernels.fp8_tensor import FP8Tensor
+from whippet.kernels.int8 import THRESHOLD, Int8Tensor
+from whippet.kernels.nf4 import NF4Tensor
 from whippet.model.config import ModelConfig
 from whippet.model.decoder import Decoder
 from whippet.model.families import config_from_hf
 from whippet.model.projection import Projection
 from whippet.options import Base, Compute
-from whippet.weights import bnb
+from whippet.weights import assemble, bnb
 from whippet.weights.files import read_json
 from whippet.weights.hf import CheckpointReader
+from whippet.weights.meta import MetaReader, is_meta
 from whippet.weights.names import Entry, Part, table
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -74,10 +75,23 @@ def resolve_model(path: str | Path, revision: str = "main", *, weights: bool = T
 
 
 def read_config(folder: Path) -> tuple[ModelConfig, bool]:
-    """What ``config.json`` says, and whether the checkpoint is already quantised to NF4."""
+    """What ``config.json`` says, and whether the checkpoint is already quantised to NF4. (One in fp4 or 8 bit of
+    bitsandbytes is not: it is read as the 16-bit weights that it stands for.)"""
+    config, kind, _ = _read_config(folder)
+    return config, kind == "nf4"
+
+
+def held_in(folder: Path) -> bnb.Kind | None:
+    """How bitsandbytes quantised the checkpoint, by its ``config.json``; None if it did not."""
+    return _read_config(folder)[1]
+
+
+def _read_config(folder: Path) -> tuple[ModelConfig, bnb.Kind | None, dict[str, Any]]:
     where = folder / "config.json"
+    if not where.exists() and is_meta(folder):
+        raise ModelError(f"{folder}: Meta's original layout; run: whippet convert {folder} --out DIR")
     raw = read_json(where)
-    return config_from_hf(raw, where=str(where)), bnb.check_quantisation(raw, str(where))
+    return config_from_hf(raw, where=str(where)), bnb.quantisation(raw, str(where)), raw
 
 
 def open_checkpoint(folder: Path, config: ModelConfig) -> CheckpointReader:
@@ -87,7 +101,17 @@ def open_checkpoint(folder: Path, config: ModelConfig) -> CheckpointReader:
     others; else ModelError. That takes as long for 70 billion weights as for 70: only where a tied checkpoint holds its
     output matrix a second time are the two compared, and of a quantised matrix a few bytes are read.
     """
-    reader = CheckpointReader(folder)
+    return _checked(CheckpointReader(folder), config)
+
+
+def open_meta(folder: Path) -> MetaReader:
+    """The same of a folder in Meta's original layout; its ``config`` is the reader's."""
+    reader = MetaReader(folder)
+    _checked(reader, reader.config)
+    return reader
+
+
+def _checked(reader: CheckpointReader, config: ModelConfig) -> CheckpointReader:
     _check_names(reader, table(config), config)
     return reader
 
@@ -100,35 +124,50 @@ def load_decoder(
     device: str | torch.device = "auto",
     trainable: bool = False,
     report: Report | None = None,
+    layout: Literal["hf", "meta"] = "hf",
 ) -> Decoder:
-    """Load the checkpoint in the folder ``path`` (of ``resolve_model``), in eval mode.
+    """Load the checkpoint in the folder ``path`` (of ``resolve_model``), in eval mode. ``layout="meta"``: it is one of
+    Meta's originals, whose files are archives of torch, which are opened only for who asks for it (``meta.py``).
 
-    ``base="auto"``: nf4 if the checkpoint is quantised, fp32 if ``trainable``, else the checkpoint's own 16 or 32 bit.
-    ``nf4`` quantises the layers' projections, each part as bitsandbytes would, ``fp8`` by rows (those of a quantised
-    checkpoint are dequantised first); what else there is, is held in the compute dtype. ``trainable`` makes every
-    weight an fp32 parameter that requires a gradient (a quantised checkpoint is dequantised), otherwise all are frozen.
+    ``base="auto"``: nf4 or int8 if the checkpoint is quantised so (of fp4 the 16-bit weights that it stands for), fp32
+    if ``trainable``, else the checkpoint's own 16 or 32 bit. ``nf4`` quantises the layers' projections, each part as
+    bitsandbytes would, ``int8`` and ``fp8`` by rows (those of a checkpoint that is quantised otherwise are dequantised
+    first); what else there is, is held in the compute dtype. ``trainable`` makes every weight an fp32 parameter that
+    requires a gradient (a quantised checkpoint is dequantised), otherwise all are frozen.
     Raises ModelError for what ``open_checkpoint`` refuses, and for a weight that is NaN or infinite.
     """
     folder, where = Path(path), choose_device(device)
-    config, quantised = read_config(folder)
+    reader: CheckpointReader
+    if layout == "meta":
+        reader = open_meta(folder)
+        config, kind, threshold = reader.config, None, THRESHOLD
+    else:
+        config, kind, raw = _read_config(folder)
+        threshold = bnb.int8_threshold(raw, str(folder / "config.json")) if kind == "int8" else THRESHOLD
+        reader = open_checkpoint(folder, config)
     entries = table(config)
-    with open_checkpoint(folder, config) as reader:
+    with reader:
         stored = reader.tensors[entries[0].parts[0].name].dtype
-        chosen = choose_base(base, quantised=quantised, trainable=trainable, stored=stored)
+        chosen = choose_base(base, kind=kind, trainable=trainable, stored=stored)
         dtype = choose_compute(compute, chosen, where)
         held = {"fp32": torch.float32, "bf16": torch.bfloat16}.get(chosen, dtype)
         decoder = Decoder(config, compute_dtype=dtype, device="meta", dtype=held)
         done, total = 0, reader.total_bytes
         for entry in entries:
-            if chosen == "nf4" and entry.quantisable and _may_quantise(reader, entry, quantised):
-                _place(decoder, entry, _nf4(reader, entry, where))
+            if chosen == "nf4" and entry.quantisable and assemble.may_quantise(reader, entry, kind, chosen):
+                _place(decoder, entry, assemble.nf4(reader, entry, where))
+            elif chosen == "int8" and entry.quantisable and assemble.may_quantise(reader, entry, kind, chosen):
+                _place(decoder, entry, assemble.int8(reader, entry, where, threshold))
             elif chosen == "fp8" and entry.quantisable:
-                _place(decoder, entry, _fp8(reader, entry, where))
+                _place(decoder, entry, assemble.fp8(reader, entry, where))
             else:
-                _place(decoder, entry, _dense(reader, entry, where, held))
+                _place(decoder, entry, assemble.dense(reader, entry, where, held))
             done += sum(reader.tensors[part.name].nbytes for part in entry.parts)
             if report is not None:
                 report(done, total)
+    if compute == "fp8":
+        for name, projection in decoder.projections():
+            projection.multiply_in_fp8(name=f"{folder}: {name}")
     return decoder.requires_grad_(trainable).eval()
 
 
@@ -147,8 +186,9 @@ def choose_device(device: str | torch.device) -> torch.device:
     return chosen
 
 
-def choose_base(base: Base, *, quantised: bool, trainable: bool, stored: str) -> Base:
-    """How weights will be held; ``stored`` is the checkpoint's dtype as safetensors spells it."""
+def choose_base(base: Base, *, kind: bnb.Kind | None, trainable: bool, stored: str) -> Base:
+    """How weights will be held; ``stored`` is the checkpoint's dtype as safetensors spells it, and ``kind`` how
+    bitsandbytes has quantised it."""
     if base not in get_args(Base):
         raise UsageError(f"model.base is {base!r}; wanted one of {', '.join(get_args(Base))}")
     if trainable:
@@ -157,15 +197,17 @@ def choose_base(base: Base, *, quantised: bool, trainable: bool, stored: str) ->
         return "fp32"
     if base != "auto":
         return base
-    if quantised:
-        return "nf4"
+    if kind == "nf4" or kind == "int8":
+        return kind
     return "fp32" if stored == "F32" else "bf16"
 
 
 def choose_compute(compute: Compute, base: Base, device: torch.device) -> torch.dtype:
     """The dtype of activations: ``auto`` as ``ModelOptions.compute`` says."""
-    named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
     if compute != "auto":
+        if compute == "fp8" and base not in ("nf4", "fp8"):
+            raise UsageError(f'model.compute = "fp8" needs model.base = "nf4" or "fp8", met "{base}"')
         if compute not in named:
             raise UsageError(f"model.compute is {compute!r}; wanted one of {', '.join(get_args(Compute))}")
         return named[compute]
@@ -182,8 +224,8 @@ def _check_names(reader: CheckpointReader, entries: tuple[Entry, ...], config: M
         raise ModelError(f"{reader.folder}: {len(missing)} tensors are missing, the first is {missing[0]!r}")
     known = set(parts)
     for name, part in parts.items():
-        if bnb.is_quantised(reader, name):
-            bnb.check_nf4(reader, name, part.shape)
+        if bnb.kind_of(reader, name):
+            bnb.check(reader, name, part.shape)
             known |= bnb.companions(reader, name)
         else:
             _check_dense(reader, part)
@@ -202,7 +244,7 @@ def _check_dense(reader: CheckpointReader, part: Part) -> None:
     info, where = reader.tensors[part.name], reader.files[part.name]
     if info.dtype not in FLOATS:
         raise ModelError(
-            f"{where}: {part.name} is {info.dtype}; whippet reads {', '.join(FLOATS)} and bitsandbytes nf4"
+            f"{where}: {part.name} is {info.dtype}; whippet reads {', '.join(FLOATS)} and what bitsandbytes quantised"
         )
     if info.shape != part.shape:
         raise ModelError(f"{where}: {part.name} has shape {list(info.shape)}, and the config wants {list(part.shape)}")
@@ -218,50 +260,7 @@ def _check_tied(reader: CheckpointReader) -> None:
         )
 
 
-def _may_quantise(reader: CheckpointReader, entry: Entry, quantised: bool) -> bool:
-    """All of a 16-bit checkpoint's matrices; of a quantised one only those that it holds in NF4 itself."""
-    return not quantised or all(bnb.is_quantised(reader, part.name) for part in entry.parts)
-
-
-def _nf4(reader: CheckpointReader, entry: Entry, device: torch.device) -> NF4Tensor:
-    parts = []
-    for part in entry.parts:
-        if bnb.is_quantised(reader, part.name):
-            parts.append(bnb.read_nf4(reader, part.name, part.shape, device))
-        else:
-            named = f"{reader.files[part.name]}: {part.name}"
-            parts.append(quantize_nf4(reader.tensor(part.name, device), name=named))
-    return parts[0] if len(parts) == 1 else join_rows(parts)
-
-
-def _fp8(reader: CheckpointReader, entry: Entry, device: torch.device) -> FP8Tensor:
-    parts = []
-    for part in entry.parts:
-        if bnb.is_quantised(reader, part.name):
-            weight = dequantize_nf4(bnb.read_nf4(reader, part.name, part.shape, device), torch.float32)
-        else:
-            weight = reader.tensor(part.name, device)
-        parts.append(quantize_fp8(weight, name=f"{reader.files[part.name]}: {part.name}"))
-    return fp8_tensor.join_rows(parts)
-
-
-def _dense(reader: CheckpointReader, entry: Entry, device: torch.device, dtype: torch.dtype) -> Tensor:
-    rows = sum(part.shape[0] for part in entry.parts)
-    fused = torch.empty((rows, *entry.parts[0].shape[1:]), dtype=dtype, device=device)
-    for part, (_, target) in zip(entry.parts, entry.split(fused), strict=True):
-        if bnb.is_quantised(reader, part.name):
-            target.copy_(dequantize_nf4(bnb.read_nf4(reader, part.name, part.shape, device)))
-        else:
-            target.copy_(reader.tensor(part.name, device))
-        # One pass without scratch. Of what is held, not of what was read: a weight may be too large for fp16.
-        least, greatest = target.aminmax()
-        if not bool(least.isfinite() & greatest.isfinite()):
-            where = f"{reader.files[part.name]}: {part.name}"
-            raise ModelError(f"{where} holds NaN, infinity or a number too large for {dtype}; wanted finite weights")
-    return fused
-
-
-def _place(decoder: Decoder, entry: Entry, value: Tensor | NF4Tensor | FP8Tensor) -> None:
+def _place(decoder: Decoder, entry: Entry, value: Tensor | NF4Tensor | Int8Tensor | FP8Tensor) -> None:
     path, _, name = entry.ours.rpartition(".")
     module = decoder.get_submodule(path)
     if not isinstance(value, Tensor):

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from whippet.model.config import ModelConfig
+from whippet.model.size import matrices
 
 HOMES = {
     "q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "o_proj": "self_attn",
-    "gate_proj": "mlp", "up_proj": "mlp", "down_proj": "mlp",
+    "gate_proj": "mlp", "up_proj": "mlp", "down_proj": "mlp", "qkv_proj": "self_attn", "gate_up_proj": "mlp",
 }  # fmt: skip
 """The module of a layer in which each projection of a checkpoint lies."""
 
@@ -61,22 +62,30 @@ def peft_module(index: int, part: str) -> str:
 
 
 def _layer(config: ModelConfig, index: int) -> list[Entry]:
-    hidden, inner = config.hidden_size, config.intermediate_size
-    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     ours, theirs = f"layers.{index}", f"model.layers.{index}"
 
-    def matrix(name: str, rows: dict[str, int], in_size: int, bias: bool) -> list[Entry]:
-        path = f"{ours}.{name}"
+    def matrix(name: str, bias: bool) -> list[Entry]:
+        path, (rows, in_size) = f"{ours}.{name}", matrices(config)[name]
         weights = tuple(Part(f"{peft_module(index, part)}.weight", (n, in_size)) for part, n in rows.items())
         biases = tuple(Part(f"{peft_module(index, part)}.bias", (n,)) for part, n in rows.items())
         found = [Entry(f"{path}.weight", weights, quantisable=True)]
         return [*found, Entry(f"{path}.bias", biases)] if bias else found
 
+    def norm(name: str, there: str, size: int) -> Entry:
+        return Entry(f"{ours}.{name}", (Part(f"{theirs}.{there}.weight", (size,)),))
+
+    hidden, head = config.hidden_size, config.head_dim
+    post, qk = config.post_norms, config.qk_norm
+    # Where four norms are, the checkpoint's second one is not that before the MLP.
+    before_mlp = "pre_feedforward_layernorm" if post else "post_attention_layernorm"
     return [
-        Entry(f"{ours}.attention_norm", (Part(f"{theirs}.input_layernorm.weight", (hidden,)),)),
-        *matrix("qkv", {"q_proj": queries, "k_proj": keys, "v_proj": keys}, hidden, config.qkv_bias),
-        *matrix("o", {"o_proj": hidden}, queries, config.o_bias),
-        Entry(f"{ours}.mlp_norm", (Part(f"{theirs}.post_attention_layernorm.weight", (hidden,)),)),
-        *matrix("gate_up", {"gate_proj": inner, "up_proj": inner}, hidden, config.mlp_bias),
-        *matrix("down", {"down_proj": hidden}, inner, config.mlp_bias),
+        norm("attention_norm", "input_layernorm", hidden),
+        *matrix("qkv", config.qkv_bias),
+        *([norm("q_norm", "self_attn.q_norm", head), norm("k_norm", "self_attn.k_norm", head)] if qk else []),
+        *matrix("o", config.o_bias),
+        *([norm("post_attention_norm", "post_attention_layernorm", hidden)] if post else []),
+        norm("mlp_norm", before_mlp, hidden),
+        *matrix("gate_up", config.mlp_bias),
+        *matrix("down", config.mlp_bias),
+        *([norm("post_mlp_norm", "post_feedforward_layernorm", hidden)] if post else []),
     ]

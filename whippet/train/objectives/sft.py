@@ -45,5 +45,6 @@ def loss(decoder: Decoder, batch: Batch, chunk_rows: int) -> Loss:
     assert rows_N is not None
     if len(rows_N) < batch.num_tokens:
         hidden_TH, labels_N, weights_N = take_rows(hidden_TH, rows_N), labels_N[rows_N], weights_N[rows_N]
-    result = linear_cross_entropy(hidden_TH, decoder.head_weight, labels_N, weights_N, chunk_rows)
+    softcap = decoder.config.logit_softcap
+    result = linear_cross_entropy(hidden_TH, decoder.head_weight, labels_N, weights_N, chunk_rows, softcap)
     return Loss(result.loss_sum, result.correct, len(rows_N))
