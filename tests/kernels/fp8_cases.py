@@ -9,6 +9,7 @@ from torch import Tensor
 
 from whippet.kernels import fp8, gated_linear, gated_mlp, nf4_fp8
 from whippet.kernels.fp8 import FP8Tensor, dequantize_fp8, quantize_fp8
+from whippet.kernels.gated_mlp import Activation
 from whippet.kernels.nf4 import dequantize_nf4, join_rows, quantize_nf4
 from whippet.kernels.rms_norm import add_rms_norm
 
@@ -124,7 +125,14 @@ def check_gated_rows(tokens: int, width: int, rank: int, dtype: torch.dtype, dev
     assert_untouched(around, tokens, 2 * width)
 
 
-def check_completed(tokens: int, width: int, ranks: tuple[int, int], dtype: torch.dtype, device: str) -> None:
+def check_completed(
+    tokens: int,
+    width: int,
+    ranks: tuple[int, int],
+    dtype: torch.dtype,
+    device: str,
+    activation: Activation = "silu",
+) -> None:
     """What adapters add to gate and up is added where those lie, and the activation is that of the sums."""
     gate_up_TF2 = random(tokens, 2 * width, dtype=dtype, device=device, seed=0, grad=False)
     u_TR = random(tokens, sum(ranks), dtype=dtype, device=device, seed=1, grad=False)
@@ -143,17 +151,17 @@ def check_completed(tokens: int, width: int, ranks: tuple[int, int], dtype: torc
         for half, ranks_of_half in zip(halves, columns, strict=True)
     ]
     version = sums_TF2._version
-    y_TF, rows = gated_mlp.completed(sums_TF2, added, in_fp8=True)
+    y_TF, rows = gated_mlp.completed(sums_TF2, added, in_fp8=True, activation=activation)
     assert_accurate(sums_TF2, plain_TF2, exact_TF2)
     assert_untouched(around, tokens, 2 * width)
     assert rows is not None and same(rows, fp8.rows_torch(y_TF)) and sums_TF2._version > version
     tolerance = {"rtol": 2 * torch.finfo(dtype).eps, "atol": 1e-6}
-    torch.testing.assert_close(y_TF, gated_mlp.forward_triton(sums_TF2), **tolerance)
+    torch.testing.assert_close(y_TF, gated_mlp.forward_triton(sums_TF2, activation), **tolerance)
     again_TF2 = gate_up_TF2.clone()
-    same_TF, no_rows = gated_mlp.completed(again_TF2, added, in_fp8=False)
+    same_TF, no_rows = gated_mlp.completed(again_TF2, added, in_fp8=False, activation=activation)
     assert_accurate(again_TF2, plain_TF2, exact_TF2)
     assert no_rows is None
-    torch.testing.assert_close(same_TF, gated_mlp.forward_triton(again_TF2), **tolerance)
+    torch.testing.assert_close(same_TF, gated_mlp.forward_triton(again_TF2, activation), **tolerance)
 
 
 def check_norm_rows(tokens: int, width: int, dtype: torch.dtype, device: str) -> None:

@@ -12,6 +12,7 @@ from kernels.test_fp8 import decoder_and_gradients
 
 from whippet.kernels import fp8, gated_linear, gated_mlp, nf4_fp8, triton_jit
 from whippet.kernels.fp8 import Added, FP8Tensor, Handover
+from whippet.kernels.gated_mlp import Activation
 from whippet.kernels.nf4 import quantize_nf4
 from whippet.model.projection import Adapter, Projection
 
@@ -119,6 +120,10 @@ def test_completed(width: int, ranks: tuple[int, int], dtype: torch.dtype) -> No
     cases.check_completed(37, width, ranks, dtype, "cpu")
 
 
+def test_completed_of_gelu() -> None:
+    cases.check_completed(37, 100, (16, 16), torch.float16, "cpu", "gelu_tanh")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_stays_so_in_its_own_row_of_a_gated_op(value: float) -> None:
     x_TF2 = torch.ones(40, 300)
@@ -151,9 +156,11 @@ def test_a_whole_decoder_computes_as_it_does_in_torch(monkeypatch: pytest.Monkey
     completed: list[tuple[int, ...]] = []
     completes = gated_mlp.completed
 
-    def complete(x_TF2: torch.Tensor, added: list[Added], *, in_fp8: bool) -> tuple[torch.Tensor, FP8Tensor | None]:
+    def complete(
+        x_TF2: torch.Tensor, added: list[Added], *, in_fp8: bool, activation: Activation
+    ) -> tuple[torch.Tensor, FP8Tensor | None]:
         completed.append((len(x_TF2), *(u_TR.shape[1] for u_TR, _ in added), in_fp8))
-        return completes(x_TF2, added, in_fp8=in_fp8)
+        return completes(x_TF2, added, in_fp8=in_fp8, activation=activation)
 
     monkeypatch.setattr(gated_mlp, "completed", complete)
     monkeypatch.setattr(Handover, "take", take)

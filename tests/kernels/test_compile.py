@@ -46,8 +46,8 @@ QK_NORM = {
 COMPLETED = {
     "x_ptr": "*h", "y_ptr": "*h", "gate_u_ptr": "*h", "gate_b_ptr": "*h", "up_u_ptr": "*h", "up_b_ptr": "*h",
     "largest_ptr": "*i32", "num_rows": "i32", "width": "i32", "x_stride": "i32", "u_stride": "i32", "b_stride": "i32",
-    "GATE_RANK": 16, "UP_RANK": 0, "GELU": False, "FIND_LARGEST": True, "ROWS": gated_mlp.ROWS, "COLUMNS": gated_mlp.COLUMNS,
-    "GATE_RANKS": 16, "UP_RANKS": 16,
+    "GATE_RANK": 16, "UP_RANK": 0, "GELU": False, "FIND_LARGEST": True, "ROWS": gated_mlp.ROWS,
+    "COLUMNS": gated_mlp.COLUMNS, "GATE_RANKS": 16, "UP_RANKS": 16,
 }  # fmt: skip
 KERNELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "rms_norm forward": (
@@ -86,8 +86,8 @@ KERNELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "linear_cross_entropy": (
         linear_cross_entropy._rows_kernel,
         {"logits_ptr": "*fp32", "labels_ptr": "*i64", "weights_ptr": "*fp32", "logprobs_ptr": "*fp32",
-         "hits_ptr": "*i8", "dlogits_ptr": "*h", "num_columns": "i32", "softcap": "fp32", "GRADIENT": True, "CAPPED": True,
-         "BLOCK": linear_cross_entropy.BLOCK},
+         "hits_ptr": "*i8", "dlogits_ptr": "*h", "num_columns": "i32", "softcap": "fp32", "GRADIENT": True,
+         "CAPPED": True, "BLOCK": linear_cross_entropy.BLOCK},
     ),
     "nf4, plain": (
         nf4._dequantize_kernel,

@@ -196,7 +196,7 @@ def test_a_decoder_over_nf4_in_fp8_learns_as_over_the_fp8_of_its_numbers() -> No
 def decoder_and_gradients(
     base: str, compute: torch.dtype, recompute: int = 0, device: str = "cpu", tile: int = 0
 ) -> tuple[float, torch.Tensor]:
-    """Loss and gradients of all factors of a tiny decoder, over FP8 weights, over the same ones dequantised, or over NF4."""
+    """Loss and gradients of all factors of a tiny decoder, over FP8 weights, the same ones dequantised, or NF4."""
     decoder = Decoder(TINY, compute_dtype=compute, device="cpu").requires_grad_(False)
     draw = torch.Generator().manual_seed(2)
     for name, parameter in list(decoder.named_parameters()):

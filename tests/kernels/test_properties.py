@@ -13,6 +13,7 @@ from tolerance import assert_accurate
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from whippet.kernels import attention as attention_module
 from whippet.kernels import frozen_linear as frozen_linear_module
 from whippet.kernels.attention import cached_attention, naive_attention, packed_attention
 from whippet.kernels.frozen_linear import frozen_linear
@@ -73,16 +74,20 @@ def test_attention_to_one_token_is_its_value() -> None:
     assert torch.equal(out, v.repeat_interleave(2, dim=1))
 
 
-def test_cached_attention_equals_the_packed_form() -> None:
+@pytest.mark.parametrize(("window", "softcap"), [(0, None), (4, None), (0, 0.7), (4, 0.7)])
+def test_cached_attention_equals_the_packed_form(
+    window: int, softcap: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention_module, "BLOCK", 2)  # of queries at once, where there is a cap
     lengths, new, slots = [5, 12, 3], 3, 14
     q, k, v = normal(3, new, 4, 16), normal(3, slots, 2, 16, seed=1), normal(3, slots, 2, 16, seed=2)
-    out = cached_attention(q, k, v, torch.tensor(lengths), 0.25)
+    out = cached_attention(q, k, v, torch.tensor(lengths), 0.25, window, softcap)
     for row, length in enumerate(lengths):
         padded = torch.cat([normal(length - new, 4, 16, seed=3), q[row]])
         borders = torch.tensor([0, length])
         inputs = [padded, k[row, :length], v[row, :length]]
-        plain = naive_attention(*inputs, borders, 0.25)[-new:]
-        exact = naive_attention(*(x.double() for x in inputs), borders, 0.25)[-new:]
+        plain = naive_attention(*inputs, borders, 0.25, window, softcap)[-new:]
+        exact = naive_attention(*(x.double() for x in inputs), borders, 0.25, window, softcap)[-new:]
         assert_accurate(out[row], plain, exact)
 
 

@@ -7,6 +7,7 @@ Lengths cross the window (24, Phi-3's 50) and LongRoPE's border (40).
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ import pytest
 import torch
 from helpers_models import FAMILIES, logits, oracle, stream, to_v4
 
+from whippet.data.batches import Batch
 from whippet.errors import ModelError
 from whippet.model.cache import KVCache
 from whippet.model.decoder import Decoder
 from whippet.model.families import REMOTE_CODE, config_from_hf, config_to_hf
 from whippet.model.size import parameters
+from whippet.train.objectives import sft
 from whippet.weights.load import load_decoder, read_config
 from whippet.weights.merge import merged_tensors
 from whippet.weights.names import table
@@ -59,6 +62,16 @@ def close(met: torch.Tensor, wanted: torch.Tensor, within: float = 1e-6) -> bool
 def test_logits_of_each_document(case: Case) -> None:
     for document in ids().split(list(LENGTHS)):
         assert close(logits(case.ours, document), case.wanted(document))
+
+
+def test_the_loss_that_is_trained(case: Case) -> None:
+    """Cross-entropy of these logits, capped where they are."""
+    labels = ids().flip(0)
+    batch = Batch(ids(), *stream(*LENGTHS)[:2], labels, torch.ones(len(labels)), max(LENGTHS), len(LENGTHS))
+    with torch.no_grad():
+        met = sft.loss(case.ours, batch, 50).loss_sum
+    wanted = torch.nn.functional.cross_entropy(case.separate(), labels, reduction="sum")
+    assert torch.isclose(met, wanted, rtol=2e-6)
 
 
 def test_logits_of_a_packed_stream(case: Case) -> None:
@@ -103,6 +116,16 @@ def test_with_a_cache(case: Case) -> None:
     cache.select(torch.tensor([0, 1, 2]))
     for _ in range(5):
         run(1, 1, 1)
+
+
+@pytest.mark.parametrize("case", ["gemma2"], indirect=True)
+def test_embeddings_are_scaled_in_the_compute_dtype(case: Case) -> None:
+    """As transformers does: by the root of the width, rounded first. Of 72 that is 8.485, and 8.5 in bf16."""
+    theirs = oracle(case.name, hidden_size=72, num_hidden_layers=1).bfloat16().get_input_embeddings()
+    decoder = Decoder(replace(case.ours.config, hidden_size=72), device="cpu", compute_dtype=torch.bfloat16)
+    with torch.no_grad():
+        decoder.embedding.copy_(theirs.weight)
+        assert torch.equal(decoder.embed(ids()), theirs(ids()))
 
 
 def test_gradients_of_every_weight(case: Case, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from whippet.report.series import Series, series, smoothed, span, thinned, tick_
     [
         (short(0.83124), "0.8312"), (short(2e-4), "2e-4"), (short(0), "0"), (short(12345.6), "12,346"),
         (short(-3.5e-7), "-3.5e-7"), (short(1.25e7), "1.25e7"), (short(None), "–"), (short(math.nan), "–"),
-        (count(512), "512"), (count(1536), "1,536"), (count(1.25e6), "1.25 M"), (count(8.03e9), "8.03 B"), (count(999.9e6), "1 B"),
+        (count(512), "512"), (count(1536), "1,536"), (count(1.25e6), "1.25 M"), (count(8.03e9), "8.03 B"),
+        (count(999.9e6), "1 B"),
         (size(512), "512 B"), (size(6.21 * 2**30), "6.21 GiB"), (size(None), "–"),
         (duration(0.42), "0.42 s"), (duration(42), "42 s"), (duration(187), "3:07"), (duration(59.7), "1:00"),
         (duration(7387), "2:03:07"), (duration(100 * 3600), "4 d 04 h"), (percent(0.9312), "93.1 %"),

@@ -1,6 +1,7 @@
 """NF4 weights as FP8 codes, for products that are computed in FP8 over weights that are held in 4 bit.
 
-    code[n, k] = e4m3(w[n, k] · (448 / absmax[n]))      w = NF4_CODE[index] · absmax[block]      scale[n] = absmax[n] / 448
+    w = NF4_CODE[index] · absmax[block]        code[n, k] = e4m3(w[n, k] · (448 / absmax[n]))
+    scale[n] = absmax[n] / 448
 
 w is the NF4 weight in fp32 and absmax[n] the largest |w| of row n, so these are the codes and scales that
 ``quantize_fp8`` gives for the dequantised matrix, bit for bit: training over them is training over ``base = "fp8"`` of

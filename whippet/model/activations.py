@@ -47,8 +47,9 @@ def kept_bytes(config: ModelConfig, item: int, lora_r: int, targets: Sequence[st
 
     The two residual streams ``H``, the turned qkv ``E``, attention's output ``QD`` (which is also the input of
     ``o_proj``), gate_up ``2F``, and ``x A^T`` of ``r`` numbers for each target; attention's log-sum-exp ``Q`` and two
-    norms' scales in fp32. Norms and activations are made again. Dropout keeps a copy of the input for each target. Where
-    heads are normalised, qkv is there as it was before, too; and a norm behind a half keeps what that gives, ``H``.
+    norms' scales in fp32. Norms and activations are made again. Dropout keeps a copy of the input for each target.
+    Where heads are normalised, qkv is there as it was before, too; and a norm behind a half keeps what that
+    gives, ``H``.
     """
     shapes = projection_shapes(config)
     numbers = {True: config.qkv_size + config.num_heads * config.head_dim, False: 2 * config.intermediate_size}

@@ -1,8 +1,8 @@
 """Memory of the host that a GPU can copy to and from while it computes, made quickly.
 
-Such memory must not be paged out: it is pinned. torch's allocator lets the driver allocate it, which zeroes a page after
-the other on one thread (2.3 GiB a second where this was measured: 16 GiB in 6.9 s). Here pages are touched by several
-threads and then registered with the driver (16 GiB in 1.6 s).
+Such memory must not be paged out: it is pinned. torch's allocator lets the driver allocate it, which zeroes a page
+after the other on one thread (2.3 GiB a second where this was measured: 16 GiB in 6.9 s). Here pages are touched by
+several threads and then registered with the driver (16 GiB in 1.6 s).
 """
 
 from __future__ import annotations
