@@ -215,7 +215,7 @@ def test_attention_as_a_gpu_has_it_is_parked(monkeypatch: pytest.MonkeyPatch) ->
     """The same bits; and qkv once, though three views of it are saved."""
     monkeypatch.setattr(park, "LEAST_BYTES", 1024)
     monkeypatch.setattr(
-        "whippet.model.decoder.packed_attention", lambda q, k, v, *rest: AttentionOfAGPU.apply(q, k, v)[0]
+        "whippet.model.block.packed_attention", lambda q, k, v, *rest: AttentionOfAGPU.apply(q, k, v)[0]
     )
     decoder = random_decoder().requires_grad_(False)
     lora.attach(decoder, LoraOptions(r=4), seed=1)

@@ -32,6 +32,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("tied", {"r": 4}),
     *((family, {"r": 4}) for family in ("mistral", "qwen3", "gemma2", "gemma3")),
     ("phi3", {"r": 4, "target_modules": FUSED}),
+    ("phi3", {"r": 4, "target_modules": ["qkv_proj"]}),
 ]
 
 

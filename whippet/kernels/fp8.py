@@ -15,7 +15,8 @@ them, and a ``Handover`` brings those of a gradient from one op's backward pass 
 In: x [T, K], g [T, N] in the compute dtype; W [N, K] an ``FP8Tensor``, or an ``NF4Tensor`` whose codes become FP8 for
 each product and are dropped (``nf4_fp8.py``: the transposed ones in that same pass). Out: y [T, N], dx [T, K] in
 that dtype. The definition multiplies the same quantised numbers in fp32; so it is done on a CPU, and for shapes that
-the tensor cores refuse. Only bf16 activations are rounded to FP8 (``applies``): who asks for fp32 gets the weights' exact product.
+the tensor cores refuse. Only bf16 activations are rounded to FP8 (``applies``): who asks for fp32 gets the weights'
+exact product.
 
 Shapes: T tokens, K inputs, N outputs.
 """
