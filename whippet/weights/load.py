@@ -31,7 +31,7 @@ from whippet.weights.meta import MetaReader, is_meta
 from whippet.weights.names import Entry, Part, table
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-HUB_TEXTS = ["*.json", "*.jinja", "tokenizer.model"]
+HUB_TEXTS = ["*.json", "*.jinja", "tokenizer.model", "tokenizer.model.v*"]
 """Configuration, tokenizer and the index of the weights."""
 HUB_FILES = ["*.safetensors", *HUB_TEXTS]
 HUB_IGNORED = ["*/*", "consolidated*"]
