@@ -21,11 +21,10 @@ from pathlib import Path
 import torch
 
 from whippet.bench.settings import SHAPES
-from whippet.kernels.nf4 import NF4_CODE, quantize_nf4
-from whippet.kernels.nf4_rounding import BLOCK, NESTED_BLOCK
+from whippet.kernels.nf4 import quantize_nf4
 from whippet.model.config import ModelConfig
 from whippet.model.families import config_to_hf
-from whippet.weights.bnb import STATE
+from whippet.weights.bnb_write import nf4_tensors
 from whippet.weights.hf import write_checkpoint
 from whippet.weights.names import table
 
@@ -63,18 +62,7 @@ def laid_out(named: Iterator[tuple[str, torch.Tensor, bool]], *, in_nf4: bool) -
         if not in_nf4 or not quantisable:
             yield name, weight
             continue
-        nf4 = quantize_nf4(weight)
-        assert nf4.nested_absmax is not None and nf4.nested_code is not None and nf4.offset is not None
-        state = {
-            "quant_type": "nf4", "blocksize": BLOCK, "dtype": "bfloat16", "shape": list(nf4.shape),
-            "nested_blocksize": NESTED_BLOCK, "nested_dtype": "float32", "nested_offset": float(nf4.offset),
-        }  # fmt: skip
-        yield name, nf4.codes.view(-1, 1)
-        yield f"{name}.absmax", nf4.absmax
-        yield f"{name}.quant_map", torch.tensor(NF4_CODE, dtype=torch.float32)
-        yield f"{name}.nested_absmax", nf4.nested_absmax
-        yield f"{name}.nested_quant_map", nf4.nested_code.clone()  # one for all, which a file may not hold
-        yield f"{name}{STATE}", torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+        yield from nf4_tensors(name, quantize_nf4(weight))
 
 
 def main() -> None:

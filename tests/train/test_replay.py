@@ -243,7 +243,9 @@ def test_what_keeps_a_gpu_busy_anyway_is_not_recorded(monkeypatch: pytest.Monkey
     for number, packs in enumerate([[[20], [40]], [[40], [20]], [[20]], [[40]], [[20], [40]], [[40], [20]]] * 2):
         step = ragged_step(packs, seed=number)
         told, wanted = other.learn(step, 1e-2, number), plain.learn(step, 1e-2, number)
-        assert told.grad_norm == pytest.approx(wanted.grad_norm, rel=1e-5)
+        # No nearer than weights are asked to be: on one thread the two are equal, on two 1.1e-5 apart after 12 steps,
+        # since sums over other numbers of rows are cut otherwise.
+        assert told.grad_norm == pytest.approx(wanted.grad_norm, rel=1e-4)
         torch.testing.assert_close(weights_of(other), weights_of(plain), rtol=1e-4, atol=3e-6)
     assert 40 in met and 20 not in met and 1 <= tape.graphs <= 2 and tape.replays > 4
 

@@ -29,12 +29,12 @@ from whippet.errors import MissingExtra, ModelError, UsageError, WhippetError
 from whippet.kernels import fp8
 from whippet.model.config import ModelConfig
 from whippet.model.size import projection_shapes
-from whippet.options import Recipe, Source
+from whippet.options import Base, Recipe, Source
 from whippet.report.figures import size
 from whippet.train.optim import check_optimizer
 from whippet.train.plan import DataFacts, Plan, budget_bytes, choose_tokens_per_step, existing, make_plan
 from whippet.weights.hf import weights_are_here
-from whippet.weights.load import choose_compute, choose_device, open_checkpoint, read_config, resolve_model
+from whippet.weights.load import choose_compute, choose_device, held_in, open_checkpoint, read_config, resolve_model
 
 EXTRAS = {"tensorboard": "track", "wandb": "wandb", "trackio": "trackio"}
 PROMPTS_LOOKED_AT = 100
@@ -86,7 +86,7 @@ class Material:
 def settle(recipe: Recipe) -> Recipe:
     """Fill in what depends on this machine: whole paths, the run's folder, and what ``base = "auto"`` means here."""
     model, data, train = recipe.model, recipe.data, recipe.train
-    base = model.base if model.base != "auto" else "nf4" if train.method == "lora" else "fp32"
+    base = model.base if model.base != "auto" else _base(model.path, train.method)
     out = recipe.out or f"runs/{Path(model.path).name}-{Path(data.sources[0].path).name.partition('.')[0]}"
     template = (
         _whole(data.template) if data.template is not None and data.template.endswith(".jinja") else data.template
@@ -101,6 +101,14 @@ def settle(recipe: Recipe) -> Recipe:
     )
 
 
+def _base(path: str, method: str) -> Base:
+    """What ``base = "auto"`` means for training ``path``, as far as that is known before a hub id is fetched."""
+    folder = Path(path).expanduser()
+    if method != "lora":
+        return "fp32"
+    return "int8" if (folder / "config.json").is_file() and held_in(folder) == "int8" else "nf4"
+
+
 def gather(recipe: Recipe, budget: int | None, *, weights: bool = True) -> Material:
     """Find, check and count everything that ``recipe`` (settled) names; ``budget`` in bytes, None for what is free.
 
@@ -111,11 +119,14 @@ def gather(recipe: Recipe, budget: int | None, *, weights: bool = True) -> Mater
     device = choose_device(recipe.model.device)
     compute = choose_compute(recipe.model.compute, recipe.model.base, device)
     folder = resolve_model(recipe.model.path, recipe.model.revision, weights=weights)
-    config, quantised = read_config(folder)
+    config, _ = read_config(folder)
     if weights or Path(recipe.model.path).is_dir() or weights_are_here(folder):
         open_checkpoint(folder, config).close()
-    if quantised and recipe.model.base != "nf4":
-        raise ModelError(f'{folder}: the checkpoint is 4 bit; wanted model.base = "nf4", not "{recipe.model.base}"')
+    for kind, bits in (("nf4", 4), ("int8", 8)):
+        if held_in(folder) == kind and recipe.model.base != kind:
+            raise ModelError(
+                f'{folder}: the checkpoint is {bits} bit; wanted model.base = "{kind}", not "{recipe.model.base}"'
+            )
     if "fp8" in (recipe.model.base, recipe.model.compute):
         _check_fp8(recipe, config, device, compute)
     tokenizer = Tokenizer.load(folder)
