@@ -64,6 +64,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
         },
     },
     "phi3-4k": {"family": "phi3", "sliding_window": WINDOW},
+    "qwen2-yarn": {
+        "family": "qwen2", "max_position_embeddings": 160,
+        "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 700.0, "factor": 4.0, "original_max_position_embeddings": 40,
+            "beta_fast": 4.0, "beta_slow": 1.0, "truncate": False,
+        },
+    },
     "granite": {"family": "granite", "attention_multiplier": 0.25, "attention_bias": True, "mlp_bias": True},
 }  # fmt: skip
 """One or two of each family, with every feature that it has switched on."""

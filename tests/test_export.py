@@ -195,6 +195,19 @@ def test_an_adapter_is_written_for_peft(tmp_path: Path) -> None:
     assert 'library_name: "peft"' in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("r", "said"), [(17, "vLLM wants --max-lora-rank 32 for it"), (520, "vLLM takes ranks up to 512")]
+)
+def test_what_vllm_will_not_take_is_said_wherever_one_looks(r: int, said: str, tmp_path: Path) -> None:
+    _, run = tiny_run(tmp_path, held="fp32", r=r)
+    report = export(run, "adapter", tmp_path / "out", device="cpu")
+    assert [said in note for note in report.notes] == [True] and f"note: {said}" in str(report)
+    assert said in (tmp_path / "out" / "README.md").read_text()
+    assert said in json.loads((tmp_path / "out" / "verify.json").read_text())["notes"][0]
+    merged = export(run, "hf", tmp_path / "hf", device="cpu")
+    assert not merged.notes and "vLLM" not in (tmp_path / "hf" / "README.md").read_text()
+
+
 def test_an_adapters_folder_and_a_checkpoint_export_too(made: tuple[Path, Path], tmp_path: Path) -> None:
     base, run = made
     merged = export(run / "adapter", "hf", tmp_path / "a", dtype="fp32", device="cpu")

@@ -30,6 +30,7 @@ def test_every_key_round_trips(tmp_path: Path) -> None:
             "sources": [{"path": "a", "weight": 0.5, "format": "text"}, "b"], "format": "alpaca", "template": "chatml",
             "train_on": "all", "max_length": 99, "packing": False, "eval_sources": ["c"], "streaming": True,
             "shuffle": False, "skip_bad": True,
+            "template_variables": {"date_string": "26 \"Jul\"", "n": 3, "on": False, "x": ["1", {"a b": 0.5}], "y": ""},
         },
         "train": {
             "objective": "sft", "method": "lora", "max_steps": 5, "epochs": 2.5, "learning_rate": 1e-05,
@@ -46,10 +47,17 @@ def test_every_key_round_trips(tmp_path: Path) -> None:
     start = Recipe()
     for key in known_keys():
         table, _, name = key.partition(".")
-        if key in ("train.objective", "train.method", "data.eval_fraction"):
+        if key in ("train.objective", "train.method", "data.eval_fraction", "model.add_tokens"):
             continue
         now, was = (getattr(getattr(r, table), name) if name else getattr(r, table) for r in (recipe, start))
         assert now != was, f"{key} is not exercised by this test"
+
+
+def test_tokens_to_add_round_trip(tmp_path: Path) -> None:
+    typed = {"train.method": "full", "model.add_tokens": '["<think>", "a, b"]'}
+    recipe = make_recipe(START, typed)
+    write_recipe(recipe, tmp_path / "r.toml")
+    assert read_recipe(tmp_path / "r.toml") == recipe and recipe.model.add_tokens == ("<think>", "a, b")
 
 
 def test_overrides_take_command_line_text() -> None:
@@ -62,6 +70,16 @@ def test_overrides_take_command_line_text() -> None:
     assert recipe.data.packing is False and recipe.train.learning_rate == 1e-4
     assert recipe.data.sources == (Source("x.json"), Source("y.json"))
     assert recipe.data.template == "chatml" and recipe.train.tokens_per_step == 16384
+
+
+def test_a_table_of_free_names_is_set_as_a_whole_or_name_by_name() -> None:
+    whole = make_recipe(START, {"data.template_variables": '{"enable_thinking": false, "date_string": "26 Jul 2024"}'})
+    typed = {"data.template_variables.enable_thinking": "false", "data.template_variables.date_string": "26 Jul 2024"}
+    assert make_recipe(START, typed).data == whole.data
+    assert whole.data.template_variables == {"enable_thinking": False, "date_string": "26 Jul 2024"}
+    data = {"sources": ["a"], "template_variables": {"year": "2024"}}
+    held = make_recipe({**START, "data": data}, {"data.template_variables.n": "3"}).data.template_variables
+    assert held == {"year": "2024", "n": 3}, "what a file has in quotes is text"
 
 
 def test_an_override_leaves_the_rest_of_its_table() -> None:
@@ -94,7 +112,14 @@ def test_learning_rate_follows_the_method() -> None:
         ({"train.method": "full", "model.base": "nf4"}, "model.base = 'nf4'"),
         ({"train.method": "full", "lora.r": "4"}, "left out"),
         ({"model.path": ""}, "model.path"),
+        ({"model.add_tokens": "<a>"}, "an adapter trains no rows"),
+        ({"model.add_tokens": ["<a>", "<a>"], "train.method": "full"}, "model.add_tokens"),
+        ({"model.add_tokens": [""], "train.method": "full"}, "must be texts that are not empty, each once"),
         ({"data": "x"}, "unknown recipe key 'data'"),
+        ({"data.template_variables": "date"}, "data.template_variables = 'date': must be a table"),
+        ({"data.template_variables": "x", "data.template_variables.y": "1"}, "must be a table"),
+        ({"data.template_variable.x": "1"}, "unknown recipe key 'data.template_variable.x'"),
+        ({"lora.r.x": "1"}, "unknown recipe key 'lora.r.x'"),
         ({"train.beta1": "1"}, "train.beta1"),
     ],
 )

@@ -90,6 +90,17 @@ def test_its_summary(finished: Run) -> None:
     assert json.dumps(told)
 
 
+def test_what_vllm_wants_is_said_at_the_end(
+    tiny_checkpoint: Path, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tables = settings(lora={"r": 32, "targets": ["q_proj"]}, train={"max_steps": 1})
+    run = finetune(tiny_checkpoint, data, out=tmp_path / "run", **tables)
+    said = "vLLM wants --max-lora-rank 32 for it"
+    assert run.summary()["notes"] == [said] and f"note: {said}" in capfd.readouterr().err
+    cards = [(place / "README.md").read_text() for place in (run.folder, run.folder / "adapter")]
+    assert [said in card.replace("\\", "") for card in cards] == [False, True]
+
+
 def test_a_finished_run_says_so(finished: Run, capfd: pytest.CaptureFixture[str]) -> None:
     before = (finished.folder / "metrics.jsonl").read_bytes()
     again = finetune(recipe=finished.folder / "recipe.toml")

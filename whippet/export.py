@@ -79,6 +79,12 @@ class Material:
         """The padding token of the recipe, if it names one."""
         return self.run.table("model").get("pad_token") if self.run is not None else None
 
+    def save_words(self, folder: Path) -> None:
+        """The tokenizer's files, with the template that was trained with and what it was told."""
+        template = self.renderer.template.source if self.renderer.template is not None else None
+        told = self.renderer.variables
+        self.tokenizer.save(folder, chat_template=template, pad_token=self.pad_token, variables=told)
+
     def decoder(self, base: Base) -> Decoder:
         """The live model: the base held so, the adapter over it, computing in fp32."""
         decoder = load_decoder(self.folder, base=base, compute="fp32", device=self.device)
@@ -96,6 +102,7 @@ class Written:
     merged_onto: str | None = None
     bases_distance: float | None = None
     against_trained: Comparison | None = None
+    notes: tuple[str, ...] = ()
 
 
 def export(
@@ -151,12 +158,15 @@ def _open(source: str, device: str) -> Material:
     located = locate(source)
     folder = resolve_model(located.base, located.revision)
     config, quantised = read_config(folder)
-    renderer = make_renderer(Tokenizer.load(folder), located.template)
+    run = read_run(Path(source)) if (Path(source) / RECIPE).is_file() else None
+    told = run.table("data").get("template_variables", {}) if run is not None else {}
+    if not isinstance(told, dict):
+        raise UsageError(f"{Path(source) / RECIPE}: data.template_variables is {told!r:.60}, wanted a table")
+    renderer = make_renderer(Tokenizer.load(folder), located.template, told)
     with CheckpointReader(folder) as reader:
         # 16-bit floats other than bf16 are held exactly in fp32 only.
         stored: Base = "bf16" if reader.tensors["model.embed_tokens.weight"].dtype == "BF16" else "fp32"
     trained: Base = located.stored_as if located.stored_as != "auto" else "nf4" if quantised else stored
-    run = read_run(Path(source)) if (Path(source) / RECIPE).is_file() else None
     return Material(located, folder, config, renderer, run, device, trained, stored, quantised)
 
 
@@ -203,13 +213,14 @@ def _write_adapter(material: Material, folder: Path) -> Written:
     live = material.decoder(material.trained)
     logits_PV = probe_logits(live, prompts)
     options, named = read_adapter_config(material.located.adapter)
-    save_adapter(live, options, folder, named or material.located.base, revision=material.located.revision)
+    base, revision = named or material.located.base, material.located.revision
+    notes = save_adapter(live, options, folder, base, revision=revision)
     num_parameters = sum(factor.numel() for factor in adapter_parameters(live).values())
     del live
-    material.tokenizer.save(folder, chat_template=_template(material), pad_token=material.pad_token)
+    material.save_words(folder)
     back = load_decoder(material.folder, base=material.trained, compute="fp32", device=material.device)
     load_adapter(back, folder)
-    return Written(num_parameters, compare(logits_PV, probe_logits(back, prompts)))
+    return Written(num_parameters, compare(logits_PV, probe_logits(back, prompts)), notes=tuple(notes))
 
 
 def _write_settings(material: Material, config: ModelConfig, folder: Path, dtype: str) -> None:
@@ -227,11 +238,7 @@ def _write_settings(material: Material, config: ModelConfig, folder: Path, dtype
     base = read_json(before) if before.is_file() else {}
     drawing = {key: base[key] for key in DRAWING_KEYS if base.get(key) is not None}
     write_json(folder / "generation_config.json", special | drawing)
-    tokenizer.save(folder, chat_template=_template(material), pad_token=pad)
-
-
-def _template(material: Material) -> str | None:
-    return material.renderer.template.source if material.renderer.template is not None else None
+    material.save_words(folder)
 
 
 def _write_card(material: Material, report: ExportReport, folder: Path) -> None:
@@ -249,6 +256,7 @@ def _write_card(material: Material, report: ExportReport, folder: Path) -> None:
         license=license_of(material.folder),
         export=report.as_dict(),
         curve=curve,
+        notes=report.notes,
     )
     (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
 

@@ -7,8 +7,9 @@ imports nothing heavy, so that a mistyped key is answered before torch is loaded
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Base = Literal["auto", "fp32", "bf16", "fp8", "int8", "nf4"]
 Compute = Literal["auto", "fp32", "bf16", "fp16", "fp8"]
@@ -37,6 +38,10 @@ class ModelOptions:
     from Hopper on."""
     device: str = "auto"
     """``cuda``, ``cuda:1``, ``cpu``. ``auto`` takes a GPU if there is one."""
+    add_tokens: tuple[str, ...] = ()
+    """Texts that become tokens of their own, such as ``["<think>", "</think>"]``. What the vocabulary has already keeps
+    its id; a new token's rows, in the embedding and in the output matrix, begin as the mean of all that there were.
+    For ``train.method = "full"``: an adapter trains no rows."""
     pad_token: str | None = None
     """The token that exported tokenizers pad with. Needed only if the checkpoint's own equals its end token."""
 
@@ -75,6 +80,9 @@ class DataOptions:
     template: str | None = None
     """A named chat template (one of the checkpoint's further ones, or ``llama-3``, ``chatml``, ``zephyr``, ... of ours)
     or a ``.jinja`` file; by default the checkpoint's own, for conversations with tools its ``tool_use``."""
+    template_variables: Mapping[str, Any] = field(default_factory=dict)
+    """What the template is told besides the chat, such as ``{ enable_thinking = false, date_string = "26 Jul 2024" }``:
+    names that it reads, in training and whenever the run is asked. A record's ``chat_template_kwargs`` goes before."""
     train_on: TrainOn = "assistant"
     """Which tokens carry loss: every assistant turn, the last one, or everything."""
     max_length: int = 2048

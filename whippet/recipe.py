@@ -82,6 +82,13 @@ def check(recipe: Recipe, where: str = "recipe") -> Recipe:
 
     wanted(bool(model.path), "model.path", model.path, "a checkpoint folder or a hub id")
     wanted(bool(data.sources), "data.sources", [], "at least one file, folder or hub id")
+    wanted(len({*model.add_tokens, ""}) > len(model.add_tokens), "model.add_tokens", model.add_tokens,
+           "texts that are not empty, each once")  # fmt: skip
+    if model.add_tokens and train.method != "full":
+        raise UsageError(
+            f"{where}: model.add_tokens: an adapter trains no rows of the vocabulary, so new tokens would stay what "
+            'they begin as. Use train.method = "full", or tokens that the vocabulary has (many have reserved ones)'
+        )
     wanted(lora.r >= 1, "lora.r", lora.r, "1 or more")
     wanted(lora.alpha > 0, "lora.alpha", lora.alpha, "above 0")
     wanted(0 <= lora.dropout < 1, "lora.dropout", lora.dropout, "from 0 to below 1")
@@ -154,13 +161,29 @@ def suggest(word: str, known: Sequence[str]) -> str:
 
 
 def _place(nested: dict[str, Any], dotted: str, value: Any) -> None:
-    if dotted not in known_keys():
+    whole, _, name = dotted.rpartition(".")
+    within = whole in _tables()
+    if not within and dotted not in known_keys():
         raise UsageError(f"unknown recipe key {dotted!r}{_suggest_key(dotted)}")
-    table, _, key = dotted.partition(".")
+    table, _, key = (whole if within else dotted).partition(".")
     if not key:
         nested[table] = value
         return
-    nested[table] = {**nested.get(table, {}), key: value}
+    held = nested.get(table, {})
+    if within:
+        before = _parsed(held.get(key, {}))
+        value = {**before, name: _parsed(value)} if isinstance(before, Mapping) else before
+    nested[table] = {**held, key: value}
+
+
+def _tables() -> list[str]:
+    """The keys whose values are tables with names of their own."""
+    return [key for key in known_keys() if "." in key and typing.get_origin(_hint(key)) is Mapping]
+
+
+def _hint(dotted: str) -> Any:
+    table, _, key = dotted.partition(".")
+    return _hints(_hints(Recipe)[table])[key]
 
 
 def _suggest_key(dotted: str) -> str:
@@ -207,6 +230,8 @@ def _convert(hint: Any, value: Any, key: str, where: str) -> Any:
             tail = suggest(value, choices) if isinstance(value, str) else ""
             raise wrong(f"one of {', '.join(choices)}{'' if ';' in tail else tail}")
         return value
+    if origin is Mapping:
+        return _table(value, wrong)
     if origin is tuple:
         inner = typing.get_args(hint)[0]
         return tuple(_convert(inner, item, key, where) for item in _sequence(value, wrong))
@@ -237,6 +262,22 @@ def _sequence(value: Any, wrong: Any) -> Sequence[Any]:
     if not isinstance(value, Sequence):
         raise wrong("a list")
     return value
+
+
+def _table(value: Any, wrong: Any) -> dict[str, Any]:
+    """A table with names of its own; what they may be, and their values, is for who reads it to say."""
+    value = _parsed(value)
+    if not isinstance(value, Mapping):
+        raise wrong('a table such as { name = "value" }')
+    return {str(name): item for name, item in value.items()}
+
+
+def _parsed(value: Any) -> Any:
+    """What was typed as JSON; other text stays text."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        return value
 
 
 def _bool(value: Any, wrong: Any) -> bool:
@@ -293,5 +334,7 @@ def _toml(value: Any) -> str:
         items = [f"{f.name} = {_toml(getattr(value, f.name))}" for f in dataclasses.fields(value)
                  if getattr(value, f.name) is not None]  # fmt: skip
         return "{ " + ", ".join(items) + " }"
-    assert isinstance(value, tuple), value
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{_toml(key)} = {_toml(item)}" for key, item in value.items()) + " }"
+    assert isinstance(value, tuple | list), value
     return "[" + ", ".join(_toml(item) for item in value) + "]"

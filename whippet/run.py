@@ -49,6 +49,7 @@ from whippet.train.plan import existing
 from whippet.train.signals import Terminated, terminable
 from whippet.weights.files import read_json, write_json, written_aside
 from whippet.weights.load import load_decoder
+from whippet.weights.resize import add_rows
 
 SUMMARY = "summary.json"
 """Written last: a run that has it is finished."""
@@ -192,6 +193,7 @@ def _train(place: Path, recipe: Recipe, material: Material) -> Run:
             device=material.device,
             trainable=full,
         )
+        add_rows(decoder, material.num_ids, material.tokenizer.vocab_size)
         if not full:
             lora.attach(decoder, recipe.lora, recipe.train.seed)
         model = Model(decoder, material.tokenizer, material.renderer)
@@ -233,7 +235,10 @@ def _finish(place: Path, recipe: Recipe, material: Material, model: Model, secon
     """Write what the run leaves, the summary last."""
     result = finish.write_result(model, recipe, material.base_folder, place)
     finish.write_reports(model, recipe, material.base_folder, place)
-    write_json(place / SUMMARY, _summary(place, result, seconds))
+    notes = finish.result_notes(result)
+    for note in notes:
+        Display(1).note(f"note: {note}")
+    write_json(place / SUMMARY, _summary(place, result, seconds) | {"notes": list(notes)})
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from torch import Tensor
 from whippet import lora
 from whippet.chat.messages import Message
 from whippet.chat.render import Renderer
+from whippet.chat.template_variables import with_defaults
 from whippet.chat.tokenizer import Tokenizer
 from whippet.errors import DataError, GateError
 from whippet.model.decoder import Decoder
@@ -78,7 +79,7 @@ def check_words(folder: Path, renderer: Renderer, pad_token: str | None) -> None
     if renderer.template is not None:
         held = read_json(folder / "tokenizer_config.json").get("chat_template")
         beside = (folder / "chat_template.jinja").read_bytes().decode("utf-8")
-        if not beside == held == renderer.template.source:
+        if not beside == held == with_defaults(renderer.template.source, renderer.variables):
             raise GateError(f"{folder}: the chat template is not the one that was trained with")
     stops = read_json(folder / "generation_config.json").get("eos_token_id")
     listed = frozenset(stops if isinstance(stops, list) else [] if stops is None else [stops])

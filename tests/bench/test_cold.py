@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from whippet.bench import cold
+from whippet.bench.child import Ended
 from whippet.bench.cold import write_texts
 from whippet.demo import ASSETS
 
@@ -26,6 +27,19 @@ def test_a_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert side.error == "" and side.value is not None and side.value > side.details["step_s"] > 0
     assert 300 < side.details["tokens"] < 700 and side.peak is None
     assert (tmp_path / "caches").is_dir()
+
+
+def test_what_python_compiled_is_kept_between_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    given = []
+
+    def child(command: list[str], *, env: dict[str, str], **_: object) -> Ended:
+        given.append(env)
+        return Ended(tuple(command), 1, "", "", 0.0, 1.0, False)
+
+    monkeypatch.setattr(cold, "run_child", child)
+    cold.cold_starts(ASSETS / "tiny", "cpu", 1.0)
+    assert len(given) == 3 and all("PYTHONDONTWRITEBYTECODE" not in env and env["PATH"] for env in given)
 
 
 def test_starts_that_fail_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,19 @@ def test_only_a_gpu_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
         measured_context(SETTING, "16GB", CPU)
 
 
+@pytest.mark.parametrize(("device", "number"), [("cuda", 2), ("cuda:1", 1)])
+def test_the_cap_is_of_that_card(monkeypatch: pytest.MonkeyPatch, device: str, number: int) -> None:
+    """torch takes a share of a card by its number only; ``cuda`` without one is the current card."""
+    shares = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (0, 1000 * (1 + number)))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *given: shares.append(given))
+    with context._capped(500, torch.device(device)):
+        assert shares == [(500 / (1000 * (1 + number)), number)]
+    assert shares[1:] == [(1.0, number)]
+
+
 def test_it_is_that_length_which_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run on the CPU in a GPU's place."""
     small, caps = Setting("tiny", docs=1, rank=4), []

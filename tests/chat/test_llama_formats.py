@@ -15,7 +15,7 @@ from helpers_data import shared
 
 from whippet.chat.messages import Completion, Conversation, Message, ToolCall
 from whippet.chat.render import Author, Renderer, make_renderer
-from whippet.chat.replies import parse_reply
+from whippet.chat.replies import parse_reply, read_reply
 from whippet.chat.tokenizer import Tokenizer
 
 HEADER = re.compile(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>\n\n")
@@ -138,3 +138,39 @@ def test_calls_come_back_as_they_were(system: str, renderer: Renderer) -> None:
         assert renderer.parse(said) == Message("assistant", "", (call,))
         prompt = renderer.prompt_ids(chat, [TOOL])
         assert tokens.ids[: len(prompt)].tolist() == prompt and '"name": "get_weather"' in tokens.text
+
+
+GOLD = Message("assistant", "", (ToolCall("brave_search", {"query": "latest price of 1oz gold"}),))
+OTHERS: dict[str, list[Message | str | None]] = {
+    "llama3_1": [
+        None, None, GOLD, "code_interpreter", None, REPLIES[7], REPLIES[8],
+    ],
+    "llama3_2_text": [None, REPLIES[2], REPLIES[3], "code_interpreter", None, None],
+    "llama3_2_vision": [None, None, GOLD, None, None],
+}  # fmt: skip
+"""What the examples of the other documents are answered with: a message, a call of a tool that runs a program, or None
+for a text without calls."""
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_replies_of_the_other_documents(name: str) -> None:
+    text = shared("chat_templates", "llama-models", f"{name}_prompt_format.md").read_text(encoding="utf-8")
+    replies = [said for kind, said in FENCED.findall(text) if kind == "Model Response"]
+    for said, wanted in zip(replies, OTHERS[name], strict=True):
+        said = re.sub(r"<\|eo[tm]_id\|>$", "", said)
+        parsed = read_reply(said)
+        assert parsed.trouble is None
+        if isinstance(wanted, str):
+            assert [call.name for call in parsed.message.tool_calls] == [wanted]
+            assert parsed.message.tool_calls[0].arguments["code"] == said.removeprefix("<|python_tag|>")
+        else:
+            assert parsed.message == (Message("assistant", said) if wanted is None else wanted)
+
+
+def test_a_list_of_calls_after_the_python_tag() -> None:
+    """Llama 3.2's document has one in a conversation."""
+    text = shared("chat_templates", "llama-models", "llama3_2_text_prompt_format.md").read_text(encoding="utf-8")
+    said = re.findall(r"<\|python_tag\|>\[.*\]", text)
+    assert [parse_reply(one) for one in said] == [
+        Message("assistant", "", (ToolCall("get_weather", {"city": "San Francisco", "metric": "celsius"}),))
+    ]

@@ -86,11 +86,17 @@ def test_templates_in_files_are_all_there_are(tmp_path: Path) -> None:
     assert Tokenizer.load(tmp_path / "other").chat_templates == {"default": "O"}
 
 
-def test_a_further_template_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("linked", ["file", "folder"])
+def test_a_further_template_out_of_the_folder_is_refused(linked: str, tmp_path: Path) -> None:
     byte_tokenizer(tmp_path / "model")
-    (tmp_path / "secret").write_text("S")
-    (tmp_path / "model" / "additional_chat_templates").mkdir()
-    (tmp_path / "model" / "additional_chat_templates" / "x.jinja").symlink_to(tmp_path / "secret")
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "x.jinja").write_text("S")
+    place = tmp_path / "model" / "additional_chat_templates"
+    if linked == "folder":
+        place.symlink_to(tmp_path / "secret")
+    else:
+        place.mkdir()
+        (place / "x.jinja").symlink_to(tmp_path / "secret" / "x.jinja")
     with pytest.raises(ModelError, match="outside"):
         Tokenizer.load(tmp_path / "model")
 

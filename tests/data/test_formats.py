@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 SHAREGPT = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
 FUNCTION = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}}
 TOOL = {"type": "function", "function": FUNCTION}
+KWARGS = "chat_template_kwargs"
 
 
 def chat(*messages: Message, tools: tuple[dict[str, Any], ...] = ()) -> Conversation:
@@ -236,6 +238,11 @@ def test_text() -> None:
         ({"conversations": [SHAREGPT[0], {"from": "gpt"}]}, "sharegpt", "conversations[1].value", "is missing"),
         ({"conversations": [SHAREGPT[0], {"from": "function_call", "value": "f()"}]}, "sharegpt",
          "conversations[1].value", "is text that is not JSON"),
+        ({"messages": CHAT, "chat_template_kwargs": [1]}, "messages", KWARGS, "wanted an object of names"),
+        ({"messages": CHAT, "chat_template_kwargs": "{"}, "messages", KWARGS, "is text that is not JSON"),
+        ({"messages": CHAT, "chat_template_kwargs": {"a": "\ud800"}}, "messages", f"{KWARGS}.a", "holds half"),
+        ({"prompt": "q", "completion": "a", "chat_template_kwargs": {"a": 1}}, "prompt_completion", KWARGS,
+         "is for a chat template"),
         ({"prompt": "q"}, "prompt_completion", "completion", "is missing"),
         ({"prompt": "q", "completion": ""}, "prompt_completion", "completion", EMPTY),
         ({"prompt": "q", "completion": CHAT[1:]}, "prompt_completion", "completion", "wanted text, met [{"),
@@ -248,6 +255,20 @@ def test_text() -> None:
 def test_bad_records_name_field_and_reason(record: Any, form: str, field: str, reason: str) -> None:
     met = failure(record, form)
     assert met[0] == field and met[1].startswith(reason), met
+
+
+@pytest.mark.parametrize("record", [{"messages": CHAT}, {"instruction": "q", "output": "a"},
+                                    {"prompt": CHAT[:1], "completion": CHAT[1:]}])  # fmt: skip
+def test_what_a_record_tells_its_template(record: dict[str, Any]) -> None:
+    """As an object or its JSON; nulls, which tables fill up with, are no values."""
+    form = detect([record], "f").format
+    plain = parse(record, form)
+    told = {"enable_thinking": False, "documents": None}
+    for value in (told, json.dumps(told)):
+        found = parse({**record, "chat_template_kwargs": value}, form)
+        assert found == replace(plain, template_variables={"enable_thinking": False})
+    for value in (None, {}, "", {"a": None}):
+        assert parse({**record, "chat_template_kwargs": value}, form) == plain
 
 
 def test_an_empty_turn_that_is_not_trained_may_stay() -> None:

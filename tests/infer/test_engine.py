@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers_batching import small_pages
 from helpers_infer import make_decoder
 
 from whippet import lora
-from whippet.errors import UsageError
+from whippet.errors import UsageError, WhippetError
 from whippet.infer import engine
-from whippet.infer.engine import Reply, generate
+from whippet.infer.batching import Batcher
+from whippet.infer.engine import Engine, Reply, generate
+from whippet.infer.requests import Request
 from whippet.infer.sampling import Sampling
 from whippet.model.decoder import Decoder
 from whippet.options import LoraOptions
@@ -65,21 +68,84 @@ def test_each_row_has_its_own_limit(decoder: Decoder) -> None:
         assert reply == Reply(naive(decoder, prompt, sampling.max_new_tokens), "length")
 
 
-def test_the_cache_grows(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "FIRST_CAPACITY", 2)
-    replies = generate(decoder, PROMPTS, Sampling(40), NO_STOP)
-    assert [reply.ids for reply in replies] == [naive(decoder, prompt, 40) for prompt in PROMPTS]
-
-
-@pytest.mark.parametrize(("limit", "value"), [("MAX_ROWS", 2), ("MAX_PROMPT_TOKENS", 12), ("MAX_CACHE_BYTES", 30_000)])
-def test_waves_change_nothing(decoder: Decoder, monkeypatch: pytest.MonkeyPatch, limit: str, value: int) -> None:
+@pytest.mark.parametrize(("limit", "value", "pages"), [("MAX_ROWS", 2, 48), ("MAX_CACHE_BYTES", 5000, 8)])
+def test_few_at_once_change_nothing(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, pages: int
+) -> None:
+    """Of pages of 1 KiB each fewer than two requests need."""
+    small_pages(monkeypatch)
+    needs = [len(prompt) + 20 for prompt in PROMPTS]
     whole = generate(decoder, PROMPTS, Sampling(20), NO_STOP)
+    assert engine.engine_for(decoder, needs).cache_size == 4 * sum(-(-need // 4) for need in needs)
     monkeypatch.setattr(engine, limit, value)
-    samplings = [Sampling(20)] * len(PROMPTS)
-    waves = list(engine._waves(decoder, PROMPTS, samplings))
-    assert len(waves) > 1
-    assert sorted(index for wave in waves for index in wave) == list(range(len(PROMPTS)))
+    assert engine.engine_for(decoder, needs).cache_size == 4 * min(pages, sum(-(-need // 4) for need in needs))
     assert generate(decoder, PROMPTS, Sampling(20), NO_STOP) == whole
+    assert [reply.ids for reply in whole] == [naive(decoder, prompt, 20) for prompt in PROMPTS]
+
+
+def test_an_engine_has_room_for_what_it_is_asked_and_what_goes_beside_it(decoder: Decoder) -> None:
+    """Pages are of 64 tokens, and the context is of 96."""
+    assert [engine.engine_for(decoder, [need], least=least).cache_size for need, least in ((3, 0), (65, 0), (3, 96))] == [
+        64, 128, 128
+    ]  # fmt: skip
+
+
+def read(made: Engine, number: int, most: int = 99) -> list[int]:
+    ids: list[int] = []
+    while len(ids) < most:
+        event = made.next(number)
+        ids += [event.drawn.id] if event.drawn is not None else []
+        if event.last:
+            break
+    return ids
+
+
+def test_two_requests_are_read_in_turns(decoder: Decoder) -> None:
+    """What comes for one while the other is read is kept for it, and one may be asked for in between."""
+    made = Engine(Batcher(decoder))
+    first, second = (made.ask(Request(tuple(prompt), Sampling(12), NO_STOP)) for prompt in PROMPTS[:2])
+    begun = read(made, first, 3)
+    third = made.ask(Request(tuple(PROMPTS[2]), Sampling(12), NO_STOP))
+    found = [read(made, second), read(made, third), begun + read(made, first)]
+    assert found == [naive(decoder, PROMPTS[index], 12) for index in (1, 2, 0)]
+    with pytest.raises(KeyError):
+        made.next(first)
+
+
+def test_what_is_dropped_takes_no_part_any_more(decoder: Decoder) -> None:
+    batcher = Batcher(decoder)
+    made = Engine(batcher)
+    first, second = (made.ask(Request(tuple(prompt), Sampling(12), NO_STOP)) for prompt in PROMPTS[:2])
+    made.next(first)
+    made.drop(first)
+    made.drop(first)
+    assert batcher.running == 1
+    assert read(made, second) == naive(decoder, PROMPTS[1], 12)
+    assert batcher.cache_used == 0
+    with pytest.raises(KeyError):
+        made.next(first)
+
+
+def test_what_generate_leaves_behind_when_it_fails(decoder: Decoder) -> None:
+    batcher = Batcher(decoder)
+
+    def on_token(row: int, token_id: int) -> bool:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        generate(decoder, PROMPTS, Sampling(12), NO_STOP, on_token, Engine(batcher))
+    assert not batcher.busy and batcher.cache_used == 0
+
+
+def test_a_request_that_cannot_be_answered_says_so() -> None:
+    decoder = make_decoder()
+    with torch.no_grad():
+        decoder.embedding[60] = torch.nan
+    made = Engine(Batcher(decoder))
+    broken, fine = (made.ask(Request(prompt, Sampling(4), NO_STOP)) for prompt in ((1, 60), (1, 2)))
+    with pytest.raises(WhippetError, match="logits are not finite"):
+        read(made, broken)
+    assert read(made, fine) == naive(decoder, [1, 2], 4)
 
 
 def test_sampled_rows_do_not_see_their_neighbours(decoder: Decoder) -> None:

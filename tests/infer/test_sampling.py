@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -104,8 +105,29 @@ def test_logits_that_are_not_finite_are_an_error(bad: float, temperature: float)
     ("field", "value"),
     [("max_new_tokens", 0), ("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf),
      ("top_p", 0.0), ("top_p", 1.1), ("top_p", math.nan), ("top_k", -1), ("min_p", 1.5), ("seed", -1),
-     ("seed", 2**63), ("stop", ("",)), ("stop", "x")],
+     ("seed", 2**63), ("stop", ("",)), ("stop", "x"), ("repetition_penalty", 0.0), ("repetition_penalty", 10.1),
+     ("repetition_penalty", math.nan), ("presence_penalty", 2.1), ("presence_penalty", math.nan),
+     ("frequency_penalty", -2.1), ("logit_bias", {-1: 1.0}), ("logit_bias", {2**31: 1.0}), ("logit_bias", {"5": 1.0}),
+     ("logit_bias", {True: 1.0}), ("logit_bias", {5: 100.5}), ("logit_bias", {5: math.nan}), ("logit_bias", {5: "1"}),
+     ("logit_bias", ((5, 1.0), (5, 2.0))), ("logit_bias", ((5,),)), ("logit_bias", [(5, 1.0)]), ("logit_bias", 5),
+     ("logit_bias", dict.fromkeys(range(1025), 1.0))],
 )  # fmt: skip
 def test_settings_out_of_range(field: str, value: object) -> None:
     with pytest.raises(UsageError, match=f"{field} = .*must be"):
         Sampling(**{field: value})  # type: ignore[arg-type]
+
+
+def test_biases_are_held_as_pairs_in_order() -> None:
+    held = Sampling(logit_bias={7: 1, 3: -100})  # type: ignore[arg-type]
+    assert held.logit_bias == ((3, -100.0), (7, 1.0))
+    assert held == Sampling(logit_bias=((7, 1.0), (3, -100.0))) and hash(held) == hash(replace(held))
+    assert len(Sampling(logit_bias=tuple((token, 0.5) for token in range(1024))).logit_bias) == 1024
+
+
+def test_what_a_sampling_asks_for() -> None:
+    assert not Sampling(logit_bias=((1, 1.0),)).penalises
+    for name in ("repetition_penalty", "presence_penalty", "frequency_penalty"):
+        assert Sampling(**{name: 0.5}).penalises  # type: ignore[arg-type]
+    Sampling(logit_bias=((9, 1.0),)).check(10)
+    with pytest.raises(UsageError, match="logit_bias = 10: must be about tokens below 10"):
+        Sampling(logit_bias=((9, 1.0), (10, 1.0))).check(10)

@@ -157,7 +157,7 @@ def test_it_compiles(name: str, card: str) -> None:
     compile_for(*KERNELS[name], card)
 
 
-def compile_for(kernel: Any, arguments: dict[str, Any], card: str) -> None:
+def compile_for(kernel: Any, arguments: dict[str, Any], card: str) -> Any:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -171,3 +171,4 @@ def compile_for(kernel: Any, arguments: dict[str, Any], card: str) -> None:
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
     compiled = triton.compile(source, target=GPUTarget("cuda", CARDS[card], 32))
     assert f"sm_{CARDS[card]}" in compiled.asm["ptx"] and len(compiled.asm["cubin"]) > 1000
+    return compiled

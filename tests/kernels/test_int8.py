@@ -149,3 +149,16 @@ def test_bitsandbytes_rounds_and_multiplies_so_on_a_cpu() -> None:
     # The same codes and sums; they round 1 / 127² to seven digits, and so now and then the last bit differs.
     assert (ours - theirs).abs().max() <= 2 * torch.finfo(torch.float16).eps * theirs.abs().max()
     assert (ours == theirs).float().mean() > 0.95
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("shape", [(37, 100, 63), (1, 64, 48), (300, 4096, 1024)], ids=str)
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_the_product_on_a_gpu(dtype: torch.dtype, shape: tuple[int, int, int]) -> None:
+    rows, width, outputs = shape
+    x_TK, weight = outlying(rows, width, dtype), quantize_int8(random(outputs, width, seed=1))
+    wanted_TN = int8.product_reference(x_TK.double(), weight)
+    there = Int8Tensor(weight.codes.cuda(), weight.absmax.cuda(), weight.dtype, weight.threshold)
+    got_TN = int8.product(x_TK.cuda(), there).cpu()
+    assert (got_TN - wanted_TN).abs().max() <= 3 * torch.finfo(dtype).eps * wanted_TN.abs().max()

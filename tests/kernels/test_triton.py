@@ -13,9 +13,9 @@ from whippet.kernels import triton_jit
 
 
 @pytest.mark.skipif(triton_jit.triton is None, reason="triton is not installed")
-@pytest.mark.parametrize("name", ["interpreted.py", "interpreted_copies.py", "interpreted_fp8.py"])
+@pytest.mark.parametrize("name", ["", "_copies", "_fp8", "_paged"])
 def test_kernels_under_the_interpreter(name: str) -> None:
-    cases = Path(__file__).with_name(name)
+    cases = Path(__file__).with_name(f"interpreted{name}.py")
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(cases)]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     root = Path(__file__).parents[2]

@@ -13,6 +13,7 @@ from whippet.errors import ModelError
 from whippet.model.config import ModelConfig, RopeScaling
 from whippet.model.families import config_from_hf, config_to_hf
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 LLAMA_3_1: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 128000,
     "eos_token_id": [128001, 128008, 128009], "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02,
@@ -168,9 +169,13 @@ def test_what_is_written_is_read(config: ModelConfig) -> None:
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"tie_word_embeddings": "yes"}, "true or false"),
         (
-            {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}},
-            "rope_type is 'yarn'; known: default, linear, llama3, longrope",
+            {"rope_scaling": {"rope_type": "ntk", "factor": 2.0}},
+            "rope_type is 'ntk'; known: default, linear, llama3, longrope, yarn",
         ),
+        ({"rope_scaling": YARN | {"beta_fast": 1.0}}, "beta_fast must be above beta_slow"),
+        ({"rope_scaling": YARN | {"factor": 0}}, "factor is 0, and must be a number above 0"),
+        ({"rope_scaling": YARN | {"truncate": 1}}, "truncate is '1', and must be true or false"),
+        ({"rope_scaling": YARN, "rope_theta": 1.0}, "rope_theta is 1, and must be above 1 for yarn"),
         ({"attention_dropout": 0.1}, "attention_dropout is '0.1'; whippet computes only 0.0"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
         ({"rope_scaling": "linear"}, "must be a table"),

@@ -20,6 +20,7 @@ from whippet.errors import ModelError
 from whippet.model.cache import KVCache
 from whippet.model.decoder import Decoder
 from whippet.model.families import REMOTE_CODE, config_from_hf, config_to_hf
+from whippet.model.rope import inverse_frequencies
 from whippet.model.size import parameters
 from whippet.train.objectives import sft
 from whippet.weights.load import load_decoder, read_config
@@ -164,6 +165,39 @@ def test_what_is_written_back_is_what_transformers_reads(case: Case, tmp_path: P
     for document in ids().split(list(LENGTHS)):
         with torch.no_grad():
             assert torch.equal(again.eval()(document[None]).logits[0], case.wanted(document))
+
+
+YARN: dict[str, dict[str, Any]] = {
+    "as Qwen has it": {"factor": 4.0, "original_max_position_embeddings": 32768},
+    "by the ratio of contexts": {"factor": 32768 / 4096, "original_max_position_embeddings": 4096},
+    "as DeepSeek has it": {"factor": 40.0, "original_max_position_embeddings": 4096, "mscale": 0.707,
+                           "mscale_all_dim": 1.0, "beta_fast": 32, "beta_slow": 1},
+    "whole": {"factor": 3.0, "original_max_position_embeddings": 100, "truncate": False, "beta_fast": 5.0},
+    "borders that meet": {"factor": 3.0, "original_max_position_embeddings": 6},
+    "a border beyond the last channel": {"factor": 2.0, "original_max_position_embeddings": 1000, "rope_theta": 10.0},
+    "told": {"factor": 8.0, "original_max_position_embeddings": 2048, "attention_factor": 1.3},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", YARN)
+@pytest.mark.parametrize("spelt", ["type", "rope_type"])
+def test_frequencies_of_yarn(kind: str, spelt: str) -> None:
+    """Those of transformers to the bit, and its factor, by whatever keys a config has."""
+    import transformers
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    table = YARN[kind] | {spelt: "yarn"}
+    shape = {"hidden_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32768}
+    theirs = transformers.Qwen2Config(**shape, rope_theta=1e6, rope_scaling=dict(table))
+    wanted, factor = ROPE_INIT_FUNCTIONS["yarn"](theirs, None)
+    raw = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "vocab_size": 9, "intermediate_size": 8,
+           "num_hidden_layers": 1, "rope_theta": 1e6, "rope_scaling": table, **shape}  # fmt: skip
+    config = config_from_hf(raw, where="x")
+    assert config.rope_scaling is not None and config.rope_scaling.attention_factor == pytest.approx(factor, rel=1e-12)
+    assert torch.equal(inverse_frequencies(config)[0], wanted)
+    stretched = int(table["factor"] * table["original_max_position_embeddings"])
+    assert config.context == max(32768, stretched)
+    assert config_from_hf(config_to_hf(config, dtype="float32"), where="x") == config
 
 
 WITHOUT_EFFECT = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 from pathlib import Path
@@ -16,7 +17,7 @@ from whippet.errors import UsageError
 from whippet.model.config import ModelConfig
 from whippet.options import LoraOptions, Recipe
 from whippet.recipe import make_recipe
-from whippet.train import speed
+from whippet.train import choose, speed
 from whippet.train.checkpoint import Checkpoint, save
 from whippet.train.choose import _candidates, choose_limits, longest_context, step_time
 from whippet.train.limits import Limits
@@ -72,6 +73,58 @@ def test_what_is_chosen_fits_and_more_memory_is_never_slower(gib: float, host: i
     assert 0 <= limits.entire <= min(limits.halves, limits.park)
     for richer in (choose_limits(QLORA, int(1.5 * budget), host), choose_limits(QLORA, budget, 2 * host)):
         assert step_time(QLORA, richer) <= step_time(QLORA, limits)
+
+
+NARROW = ModelConfig("llama", 32000, 1024, 2816, 12, 16, 4, 64, 131072)
+PHI_LIKE = dataclasses.replace(NARROW, post_norms=True, num_layers=9)
+
+
+def quickest(work: Workload, budget: int, host: int) -> Limits | None:
+    """Of all candidates, each looked at."""
+    rows = choose._chunk_rows(work, budget)
+    fitting = [one for one in _candidates(work, rows, host) if peak_bytes(work, one) <= budget]
+    if not fitting and peak_bytes(work, least := choose.least_limits(work, host)) <= budget:
+        return least
+    return min(fitting, key=lambda one: step_time(work, one), default=None)
+
+
+@pytest.mark.parametrize("host", [0, GIB // 4, 2**50])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("config", [NARROW, PHI_LIKE], ids=["narrow", "norms"])
+def test_what_is_chosen_is_the_quickest_of_all(config: ModelConfig, device: str, host: int) -> None:
+    for longest, lora, base in itertools.product((62, 6000), (LoraOptions(), None), ("nf4", "fp8")):
+        base = base if lora else "fp32"
+        work = Workload(config, base, 2, lora, "adamw8bit", device, longest, 8192, 0.8)
+        fixed = fixed_bytes(work)
+        for share in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0):
+            budget = fixed + int(share * peak_bytes(work, Limits(8192, 0, 512)))
+            try:
+                chosen = choose_limits(work, budget, host)
+            except UsageError:
+                chosen = None
+            assert chosen == quickest(work, budget, host)
+
+
+def test_what_is_left_out_is_slow_enough_for_that() -> None:
+    """In a context so long that a layer's copies hide beside its attention, and entire ones are among the quickest."""
+    work = dataclasses.replace(QLORA, longest=131_072, tokens_per_step=131_072)
+    times = {one: step_time(work, one) for one in _candidates(work, 64, 2**50)}
+    for share in (0, 0.1, 0.5, 0.9):
+        limit = sorted(times.values())[int(share * len(times))]
+        left = set(_candidates(work, 64, 2**50, lambda one, limit=limit: step_time(work, one) >= limit))
+        assert all(times[one] >= limit for one in set(times) - left)
+        assert share or len(left) < 0.1 * len(times)
+
+
+@pytest.mark.parametrize(("gib", "most"), [(80, 40), (24, 40), (9, 1500)])
+def test_few_candidates_are_weighed(monkeypatch: pytest.MonkeyPatch, gib: int, most: int) -> None:
+    """Of 10,792: the plan is made before the first step, and the person waits."""
+    weighed = []
+    monkeypatch.setattr(choose, "peak_bytes", lambda *given: weighed.append(given) or peak_bytes(*given))
+    work = dataclasses.replace(QLORA, longest=62, tokens_per_step=4096)
+    choose_limits(work, gib * GIB, 2**36)
+    assert 0 < len(weighed) < most
+    assert len(list(_candidates(work, 64, 2**36))) > 10_000
 
 
 def test_nf4_in_fp8_has_the_memory_of_the_one_and_nearly_the_speed_of_the_other() -> None:

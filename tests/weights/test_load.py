@@ -18,6 +18,7 @@ from helpers_paths import hub_cache
 from safetensors.torch import load_file, save_file
 
 from whippet import lora
+from whippet.chat.render import make_renderer
 from whippet.chat.tokenizer import Tokenizer
 from whippet.errors import ModelError, UsageError
 from whippet.kernels import fp8
@@ -207,6 +208,8 @@ def test_the_hubs_cache_is_read(folder: Path, tmp_path: Path, shared: bool, monk
     decoder, options = load_decoder(folder, device="cpu"), LoraOptions(r=2)
     lora.attach(decoder, options, seed=0)
     save_adapter(decoder, options, tmp_path / "adapter", "org/name")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "brief.jinja").write_text("{{ messages[0].content }}")
     hub_cache(tmp_path / "cache", "models--org--name", folder, shared=shared)
     adapter = hub_cache(tmp_path / "cache", "models--org--adapter", tmp_path / "adapter", shared=shared)
     shutil.rmtree(folder)
@@ -218,7 +221,10 @@ def test_the_hubs_cache_is_read(folder: Path, tmp_path: Path, shared: bool, monk
     again = load_decoder(found, device="cpu")
     assert load_adapter(again, adapter) == options
     assert torch.equal(again.embedding, decoder.embedding)
-    assert Tokenizer.load(found).vocab_size == 300
+    tokenizer = Tokenizer.load(found)
+    assert tokenizer.vocab_size == 300
+    template = make_renderer(tokenizer, "brief").template
+    assert template is not None and template.source == "{{ messages[0].content }}"
 
 
 def test_without_weights_only_text_is_fetched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,9 +234,12 @@ def test_without_weights_only_text_is_fetched(folder: Path, monkeypatch: pytest.
 
     asked: list[list[str]] = []
 
+    ignored: list[str] = []
+
     def snapshot_download(name: str, *, revision: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
         assert (name, revision) == ("org/name", "v2")
         asked.append(allow_patterns)
+        ignored[:] = ignore_patterns
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
@@ -238,13 +247,23 @@ def test_without_weights_only_text_is_fetched(folder: Path, monkeypatch: pytest.
         assert resolve_model("org/name", "v2", weights=weights) == folder
 
     def fetched(name: str, patterns: list[str]) -> bool:
-        return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+        matching = [[one for one in some if fnmatch.fnmatch(name, one)] for some in (patterns, ignored)]
+        return bool(matching[0]) and not matching[1]
 
     for name in (SINGLE, "model-00001-of-00002.safetensors"):
         assert [fetched(name, patterns) for patterns in asked] == [True, False]
-    for name in ("config.json", INDEX, "tokenizer.json", "chat_template.jinja", "tokenizer.model"):
+    texts = ("config.json", INDEX, "tokenizer.json", "chat_template.jinja", "tokenizer.model")
+    for name in (*texts, "additional_chat_templates/tool_use.jinja"):
         assert [fetched(name, patterns) for patterns in asked] == [True, True]
-    for name in ("pytorch_model.bin", "modeling.py", "weights.h5", "x.gguf"):
+    place, within = (
+        "additional_chat_templates",
+        ("original/params.json", "onnx/a/b.json", "a/x.jinja", "additional/x.json"),
+    )
+    odd = [
+        f"{place}{tail}" for tail in ("/a/x.jinja", "2/x.jinja", "/x.json", "/x.safetensors", "/x.bin", "s/a/x.jinja")
+    ]
+    for name in (*within, *odd, f"a/{place}/x.jinja", "consolidated.safetensors", "pytorch_model.bin", "modeling.py",
+                 "weights.h5", "x.gguf"):  # fmt: skip
         assert [fetched(name, patterns) for patterns in asked] == [False, False]
 
 

@@ -23,6 +23,9 @@ RECORDS, RECORD_WORDS = 300, 60
 KEYS = {
     "data.format": "text", "data.max_length": "2048", "train.tokens_per_step": "4096", "train.max_steps": "2",
 }  # fmt: skip
+NOT_A_PERSONS = ("PYTHONDONTWRITEBYTECODE",)
+"""Variables of this process that a person's shell has not: with this one every start would compile all of its imports'
+Python anew."""
 IMPORTS = "import time, whippet.run; print(time.time())"
 """``whippet.run`` brings all that training needs, torch among it."""
 
@@ -47,7 +50,7 @@ def import_time(limit: float) -> Side:
     """Seconds from the start of a process until everything is imported, the better of two."""
     sides = []
     for _ in range(2):
-        ended = run_child([sys.executable, "-c", IMPORTS], limit=limit)
+        ended = run_child([sys.executable, "-c", IMPORTS], limit=limit, env=_environment())
         if ended.code != 0:
             return Side(None, error=ended.complaint())
         said = ended.out.strip().rpartition("\n")[2]  # packages that are imported may say something too
@@ -58,11 +61,16 @@ def import_time(limit: float) -> Side:
     return Side(min(sides))
 
 
+def _environment() -> dict[str, str]:
+    """A person's."""
+    return {name: value for name, value in os.environ.items() if name not in NOT_A_PERSONS}
+
+
 def _start(checkpoint: Path, device: str, folder: Path, name: str, limit: float) -> Side:
     """One run, ended once its first step is logged."""
     run, caches = folder / name, folder / "caches"
     caches.mkdir(mode=0o700, exist_ok=True)
-    env = os.environ | {variable: str(caches / place) for variable, place in CACHES.items()}
+    env = _environment() | {variable: str(caches / place) for variable, place in CACHES.items()}
     # Attention's kernels (kernels/attention.py): this process may have set theirs already.
     env |= {"XDG_CACHE_HOME": str(caches), "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR": str(caches / "flash-attn-4")}
     keys = KEYS | {"model.device": device}

@@ -72,9 +72,10 @@ def measured_context(setting: Setting, cap: str, device: torch.device) -> Side:
 def _capped(cap: int, device: torch.device) -> Iterator[None]:
     """torch's allocator may hold ``cap`` bytes."""
     torch.cuda.empty_cache()
-    _, total = torch.cuda.mem_get_info(device)
-    torch.cuda.set_per_process_memory_fraction(min(1.0, cap / total), device)
+    number = torch.cuda.current_device() if device.index is None else device.index
+    _, total = torch.cuda.mem_get_info(number)
+    torch.cuda.set_per_process_memory_fraction(min(1.0, cap / total), number)
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        torch.cuda.set_per_process_memory_fraction(1.0, number)

@@ -15,6 +15,7 @@ from typing import Any
 
 from whippet.chat.text_files import read_bounded, whole
 from whippet.errors import ModelError
+from whippet.paths import within
 
 MAX_TEMPLATE_BYTES = 1024**2
 MAX_TEMPLATES = 100
@@ -34,7 +35,7 @@ def read_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     own = _read(folder / FILE)
     if own is not None:
         found[DEFAULT] = own
-    place = folder / FOLDER
+    place = within(folder, folder / FOLDER, error=ModelError)
     paths = sorted(place.glob("*.jinja")) if place.is_dir() else []
     if len(paths) > MAX_TEMPLATES:
         raise ModelError(f"{place} holds {len(paths)} templates, wanted at most {MAX_TEMPLATES}")

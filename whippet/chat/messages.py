@@ -7,7 +7,7 @@ into tokens (chat/render.py) and what it makes of a model's reply.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
@@ -59,10 +59,12 @@ class Message:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages in order, with the tools (JSON schemas in OpenAI's form) that the assistant may call."""
+    """Messages in order, with the tools (JSON schemas in OpenAI's form) that the assistant may call, and what the chat
+    template is told besides (``chat/template_variables.py``)."""
 
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...] = ()
+    template_variables: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

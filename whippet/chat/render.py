@@ -8,20 +8,22 @@ character spans (``spans.py``). A turn of the assistant includes what ends it, b
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from whippet.chat.checkpoint_templates import DEFAULT, WITH_TOOLS
 from whippet.chat.messages import Completion, Conversation, Example, Message
-from whippet.chat.replies import parse_reply
+from whippet.chat.replies import Parsed, read_reply, tool_names
 from whippet.chat.spans import Rendering, check_complete, end_marker, find_spans
 from whippet.chat.template import MAX_SOURCE, ChatTemplate, named_template, template_names
+from whippet.chat.template_variables import check_variables, unknown
 from whippet.chat.tokenizer import Tokenizer
 from whippet.errors import DataError, ModelError, UsageError
 
@@ -65,17 +67,23 @@ class Tokens:
 
 class Renderer:
     """Renders for one tokenizer and one template (None: documents and completions only). Conversations with tools go
-    through ``with_tools`` if there is such a template.
+    through ``with_tools`` if there is such a template. ``variables`` is what the templates are told besides every
+    conversation; one may tell more, or otherwise.
 
     stop_ids: tokens that end a reply. stop_strings: texts that do, where the template's end marker is no single token.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, template: ChatTemplate | None, with_tools: ChatTemplate | None = None
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        with_tools: ChatTemplate | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.template = template
         self.with_tools = with_tools
+        self.variables = dict(variables or {})
         end = end_marker(template, tokenizer.added_tokens) if template is not None else None
         end_id = tokenizer.token_id(end) if end is not None else None
         found = {end_id, tokenizer.token_id(CALL_END) if template is not None and CALL_END in template.source else None}
@@ -97,20 +105,30 @@ class Renderer:
             return self._continued(example.prompt, example.completion)
         return self._continued("", example.text)
 
-    def prompt_ids(self, messages: Sequence[Message], tools: Sequence[dict[str, object]] = ()) -> list[int]:
-        """The tokens after which the assistant's next turn comes."""
-        conversation = Conversation(tuple(messages), tuple(tools))
+    def prompt_ids(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, object]] = (),
+        variables: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """The tokens after which the assistant's next turn comes. ``variables`` are the conversation's own."""
+        conversation = Conversation(tuple(messages), tuple(tools), dict(variables or {}))
         template = self._chat_template(conversation)
         ids = self.tokenizer.encode(template.render(conversation, add_generation_prompt=True))
         self._check_bos(ids)
         return ids
 
-    def parse(self, reply: str | Sequence[int]) -> Message:
+    def parse(self, reply: str | Sequence[int], tools: Sequence[Mapping[str, Any]] = ()) -> Message:
         """A model's reply as a message: cut at what ends it, tool calls taken out; malformed calls stay text."""
+        return self.read(reply, tools).message
+
+    def read(self, reply: str | Sequence[int], tools: Sequence[Mapping[str, Any]] = ()) -> Parsed:
+        """The same, with the reason why calls in it were left as text. Where ``tools`` are given (in OpenAI's form),
+        only they are called."""
         text = reply if isinstance(reply, str) else self.tokenizer.decode(list(reply))
         for end in self._ends:
             text = text.partition(end)[0]
-        return parse_reply(text)
+        return read_reply(text, tool_names(tools) if tools else None)
 
     def _conversation(self, conversation: Conversation, all_authors: bool, add_generation_prompt: bool) -> Tokens:
         template = self._chat_template(conversation)
@@ -178,14 +196,16 @@ class Renderer:
         return tokens
 
     def _chat_template(self, conversation: Conversation) -> ChatTemplate:
-        if conversation.tools and self.with_tools is not None:
-            return self.with_tools
-        if self.template is None:
+        template = self.with_tools if conversation.tools and self.with_tools is not None else self.template
+        if template is None:
             raise UsageError(
                 "this checkpoint has no chat template, so it cannot hold a conversation; choose one with "
                 f"--template or --set data.template=NAME ({', '.join(_known(self.tokenizer))}) or a .jinja file"
             )
-        return self.template
+        for name in conversation.template_variables:
+            if told := unknown(name, [(one.name, one.source) for one in (self.template, self.with_tools) if one]):
+                raise DataError(f"chat_template_kwargs: {told}")
+        return template
 
     def _check_bos(self, ids: Sequence[int]) -> None:
         if _doubles_bos(self.tokenizer, ids):
@@ -195,31 +215,36 @@ class Renderer:
             )
 
 
-def make_renderer(tokenizer: Tokenizer, template: str | None) -> Renderer:
+def make_renderer(tokenizer: Tokenizer, template: str | None, variables: Mapping[str, Any] | None = None) -> Renderer:
     """A renderer with the checkpoint's own template (``template`` None), one of its further ones or of ours by name, or
-    a ``.jinja`` file.
+    a ``.jinja`` file. ``variables`` (``data.template_variables``): what it is told beside every conversation; one that
+    it does not read is a UsageError.
 
     The checkpoint's ``tool_use``, if it has one, renders conversations with tools where no template is named. Ours
     write BOS only for a tokenizer that puts it before texts itself. Raises UsageError or ModelError for a template that
     cannot be found, read or used, whatever the data.
     """
     own = tokenizer.chat_templates
+    named: list[tuple[str, str | None]]
     if template is None:
-        made = [_made(tokenizer, own.get(name), where) for name, where in OWN]
-        return Renderer(tokenizer, *made)
-    if template in own:
-        return Renderer(tokenizer, _made(tokenizer, own[template], f"'{template}' of the checkpoint"))
-    if template.endswith(".jinja"):
-        return Renderer(tokenizer, _made(tokenizer, _read_template(Path(template)), template))
-    source = named_template(template, also=tuple(own))
-    source = source if tokenizer.adds_bos else source.removeprefix(BOS_LINE)
-    return Renderer(tokenizer, _made(tokenizer, source, f"'{template}'"))
+        named = [(where, own.get(name)) for name, where in OWN]
+    elif template in own:
+        named = [(f"'{template}' of the checkpoint", own[template])]
+    elif template.endswith(".jinja"):
+        named = [(template, _read_template(Path(template)))]
+    else:
+        source = named_template(template, also=tuple(own))
+        named = [(f"'{template}'", source if tokenizer.adds_bos else source.removeprefix(BOS_LINE))]
+    told = dict(variables or {})
+    check_variables(told, [(name, source) for name, source in named if source is not None])
+    first, further = (_made(tokenizer, source, name, told) for name, source in (*named, ("", None))[:2])
+    return Renderer(tokenizer, first, further, told)
 
 
-def _made(tokenizer: Tokenizer, source: str | None, name: str) -> ChatTemplate | None:
+def _made(tokenizer: Tokenizer, source: str | None, name: str, variables: Mapping[str, Any]) -> ChatTemplate | None:
     if source is None:
         return None
-    made = ChatTemplate(source, name=name, variables=tokenizer.named_tokens)
+    made = ChatTemplate(source, name=name, variables={**variables, **tokenizer.named_tokens})
     _check_template(made, tokenizer)
     return made
 

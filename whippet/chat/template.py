@@ -67,7 +67,9 @@ class ChatTemplate:
     ) -> Rendered:
         """``render``, with the spans that the template marks as the assistant's own."""
         messages = [message.as_template_value() for message in conversation.messages]
-        return self.render_values(messages, list(conversation.tools), add_generation_prompt, now)
+        return self.render_values(
+            messages, list(conversation.tools), add_generation_prompt, now, conversation.template_variables
+        )
 
     def render_values(
         self,
@@ -75,19 +77,20 @@ class ChatTemplate:
         tools: list[dict[str, Any]],
         add_generation_prompt: bool = False,
         now: datetime | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> Rendered:
-        """``render_marked`` for messages in the form that templates see."""
+        """``render_marked`` for messages in the form that templates see; ``variables`` win over the template's own."""
         sandbox = self._template.environment
         assert isinstance(sandbox, Sandbox)
         parts: list[str] = []
         try:
-            sandbox.spend(Budget((messages, tools)), now)
+            sandbox.spend(Budget((messages, tools, dict(variables or {}))), now)
             stream = self._template.generate(
                 messages=messages,
                 tools=tools or None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
-                **self._given,
+                **{**self._given, **(variables or {})},
             )
             for part in stream:
                 parts.append(part)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ import tokenizers
 
 from whippet.chat.checkpoint_files import TokenizerFiles, read_tokenizer_files
 from whippet.chat.checkpoint_templates import DEFAULT, FILE, FOLDER
+from whippet.chat.template_variables import with_defaults
 from whippet.chat.text_files import whole
 from whippet.chat.text_stream import TextStream
 from whippet.chat.tokenizer_json import post_processor
@@ -151,10 +152,18 @@ class Tokenizer:
         if token_id in self._learnt_ends():
             raise ModelError(f"{where}: pad token {token!r} is also the end token; it needs one of its own{fix}")
 
-    def save(self, folder: Path, *, chat_template: str | None = None, pad_token: str | None = None) -> None:
+    def save(
+        self,
+        folder: Path,
+        *,
+        chat_template: str | None = None,
+        pad_token: str | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> None:
         """Write the tokenizer's files into ``folder``: ``tokenizer.json`` as it was read, byte for byte, and the rest
         in the layout that both generations of transformers read. ``chat_template`` and ``pad_token`` override. Of
-        the checkpoint's further templates all are kept beside its own, or the one that was chosen in its place."""
+        the checkpoint's further templates all are kept beside its own, or the one that was chosen in its place.
+        ``variables`` are written into templates as what they take where they are told nothing else."""
         folder.mkdir(parents=True, exist_ok=True)
         template = chat_template if chat_template is not None else self.chat_template
         pad = pad_token if pad_token is not None else self.pad_token
@@ -170,12 +179,12 @@ class Tokenizer:
             config["added_tokens_decoder"] = {str(key): value for key, value in self._files.added_tokens.items()}
         (folder / "tokenizer.json").write_bytes(self._files.tokenizer_json)
         if template is not None:
-            config["chat_template"] = template
-            (folder / FILE).write_bytes(template.encode("utf-8"))
+            config["chat_template"] = with_defaults(template, variables or {})
+            (folder / FILE).write_bytes(config["chat_template"].encode("utf-8"))
         for name, source in self.chat_templates.items():
             if name != DEFAULT and template in (self.chat_template, source):
                 (folder / FOLDER).mkdir(exist_ok=True)
-                (folder / FOLDER / f"{name}.jinja").write_bytes(source.encode("utf-8"))
+                (folder / FOLDER / f"{name}.jinja").write_bytes(with_defaults(source, variables or {}).encode("utf-8"))
         _write_json(folder / "tokenizer_config.json", config)
         _write_json(folder / "special_tokens_map.json", special)
 

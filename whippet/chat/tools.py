@@ -22,12 +22,16 @@ ARGUMENT = re.compile(r"^(\w+)\s*(?:\([^)]*\))?:\s*(.*)$")
 
 
 def schema(function: Callable[..., Any]) -> dict[str, Any]:
-    """The JSON schema of ``function`` in OpenAI's form. UsageError names an argument without type or description."""
+    """The JSON schema of ``function`` in OpenAI's form, with what it returns beside its parameters as transformers has
+    it, if JSON has such a type. UsageError names an argument without type or description."""
     name = getattr(function, "__name__", type(function).__name__)
-    summary, described = _docstring(inspect.getdoc(function) or "")
+    summary, described, returned = _docstring(inspect.getdoc(function) or "")
     if not summary:
         raise UsageError(f"the tool {name} has no docstring to tell the model what it does")
-    hints = typing.get_type_hints(function)
+    try:
+        hints = typing.get_type_hints(function)
+    except (AttributeError, NameError, SyntaxError, TypeError) as error:
+        raise UsageError(f"the tool {name}: its types cannot be read: {error}") from error
     properties: dict[str, Any] = {}
     required: list[str] = []
     for argument in inspect.signature(function).parameters.values():
@@ -42,7 +46,19 @@ def schema(function: Callable[..., Any]) -> dict[str, Any]:
     parameters: dict[str, Any] = {"type": "object", "properties": properties}
     if required:
         parameters["required"] = required
-    return {"type": "function", "function": {"name": name, "description": summary, "parameters": parameters}}
+    told = {"name": name, "description": summary, "parameters": parameters} | _return(hints, returned)
+    return {"type": "function", "function": told}
+
+
+def _return(hints: dict[str, Any], described: str) -> dict[str, Any]:
+    """No model writes what a function returns, so a type that JSON lacks is left out rather than refused."""
+    if "return" not in hints:
+        return {}
+    try:
+        made = _type(hints["return"], "what it returns")
+    except UsageError:
+        return {}
+    return {"return": made | ({"description": described} if described else {})}
 
 
 def _type(hint: Any, where: str) -> dict[str, Any]:
@@ -72,7 +88,8 @@ def _union(options: tuple[Any, ...], where: str) -> dict[str, Any]:
     if len(made) == 1:
         result = made[0]
     elif simple:
-        result = {"type": sorted({one["type"] for one in made})}
+        names = sorted({one["type"] for one in made})
+        result = {"type": names if len(names) > 1 else names[0]}
     else:
         result = {"anyOf": made}
     return result | ({"nullable": True} if type(None) in options else {})
@@ -85,8 +102,9 @@ def _values(values: list[Any], where: str) -> dict[str, Any]:
     return {"type": kinds[0] if len(kinds) == 1 else kinds, "enum": values}
 
 
-def _docstring(text: str) -> tuple[str, dict[str, str]]:
-    """Summary, and description by argument. A description goes on over lines that are indented deeper."""
+def _docstring(text: str) -> tuple[str, dict[str, str], str]:
+    """Summary, description by argument, and that of what is returned. The description of an argument goes on over
+    lines that are indented deeper."""
     parts = SECTION.split(text)
     sections = dict(zip(parts[1::2], parts[2::2], strict=True))
     body = next((sections[name] for name in ("Args", "Arguments", "Parameters") if name in sections), "")
@@ -100,4 +118,4 @@ def _docstring(text: str) -> tuple[str, dict[str, str]]:
             described[name] = match[2].strip()
         elif name and line.strip():
             described[name] = f"{described[name]} {line.strip()}".strip()
-    return parts[0].strip(), described
+    return parts[0].strip(), described, sections.get("Returns", "").strip()

@@ -31,14 +31,22 @@ def configure(parser: argparse.ArgumentParser, *, temperature: str, most: str) -
     drawn.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens that reach P together")
     drawn.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens; 0: from all")
     drawn.add_argument("--min-p", type=float, metavar="P", help="draw from tokens P times as likely as the likeliest")
+    drawn.add_argument(
+        "--repetition-penalty", type=float, metavar="X", help="above 1: tokens of prompt and reply become less likely"
+    )
+    drawn.add_argument(
+        "--presence-penalty", type=float, metavar="X", help="taken from the logits of the reply's tokens"
+    )
+    drawn.add_argument("--frequency-penalty", type=float, metavar="X", help="the same, for each time that one came")
     drawn.add_argument("--seed", type=int, metavar="N", help="the same seed draws the same reply")
     drawn.add_argument("--stop", action="append", metavar="TEXT", help="a text that ends the reply; may be repeated")
 
 
 def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of ``Sampling`` that were given."""
-    names = ("max_new_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop")
-    given = {name: getattr(args, name) for name in names}
+    filters = ("temperature", "top_p", "top_k", "min_p")
+    penalties = ("repetition_penalty", "presence_penalty", "frequency_penalty")
+    given = {name: getattr(args, name) for name in ("max_new_tokens", *filters, *penalties, "seed", "stop")}
     return {name: value for name, value in given.items() if value is not None}
 
 

@@ -1,7 +1,8 @@
 """``whippet chat MODEL_OR_RUN``: talk to a model; with ``--compare`` to the base and the tuned one side by side.
 
 On a terminal it is a conversation with a few commands (``/help``). From a pipe every line is a message, and replies are
-lines on standard output; ``--json`` makes one object of each. ``--prompt`` asks once.
+lines on standard output; ``--json`` makes one object of each. ``--prompt`` asks once. ``--tools FILE.py`` lets the
+model call functions (``chat_tools.py``).
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from whippet.cli import asking
+from whippet.cli import asking, chat_tools
 from whippet.errors import UsageError, WhippetError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from whippet.cli.chat_session import Session, Voice
+    from whippet.infer.tool_loop import Allow
 
 HELP = """\
   /system TEXT   begin anew with this system message     /reset   begin anew
@@ -38,6 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--compare", nargs="?", const="", metavar="BASE", help="show BASE (by default MODEL's own base) beside MODEL"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a reply; needs --prompt or a pipe")
+    chat_tools.configure(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,11 +49,12 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--json needs --prompt TEXT or messages from a pipe")
     from whippet.cli.chat_session import Session
 
-    session = Session(_voices(args), asking.sampling_of(args), args.system)
+    toolbox, allow = chat_tools.load(args), chat_tools.Permission(always=args.yes)
+    session = Session(_voices(args), asking.sampling_of(args), args.system, toolbox)
     if talking:
-        return _converse(session, args.model)
+        return _converse(session, args.model, allow)
     for line in [args.prompt] if args.prompt is not None else _lines(session):
-        _answer_in_lines(session, line, as_json=args.json)
+        _answer_in_lines(session, line, allow, as_json=args.json)
     return 0
 
 
@@ -81,25 +85,32 @@ def _lines(session: Session) -> Iterator[str]:
             yield line
 
 
-def _answer_in_lines(session: Session, line: str, *, as_json: bool) -> None:
+def _answer_in_lines(session: Session, line: str, allow: Allow, *, as_json: bool) -> None:
     """Replies as they stream; of several voices each begins with its label."""
     session.say(line)
     for voice in session.voices:
-        labelled = f"{voice.label}: " if voice.label else ""
+        for results in chat_tools.rounds(session, voice, allow):
+            if as_json:
+                for result in results:
+                    print(json.dumps({"message": result.as_openai()}, ensure_ascii=False), flush=True)
+            _answer_in_line(session, voice, as_json=as_json)
+
+
+def _answer_in_line(session: Session, voice: Voice, *, as_json: bool) -> None:
+    if not as_json and voice.label:
+        print(f"{voice.label}: ", end="", flush=True)
+    for piece in session.answer(voice):
         if not as_json:
-            print(labelled, end="", flush=True)
-        for piece in session.answer(voice):
-            if not as_json:
-                print(piece, end="", flush=True)
-        if as_json:
-            who = {"voice": voice.label} if voice.label else {}
-            reply = {**who, "message": voice.messages[-1].as_openai(), **asking.facts(voice.stream)}
-            print(json.dumps(reply, ensure_ascii=False), flush=True)
-        else:
-            print(flush=True)
+            print(piece, end="", flush=True)
+    if as_json:
+        who = {"voice": voice.label} if voice.label else {}
+        reply = {**who, "message": voice.messages[-1].as_openai(), **asking.facts(voice.stream)}
+        print(json.dumps(reply, ensure_ascii=False), flush=True)
+    else:
+        print(flush=True)
 
 
-def _converse(session: Session, name: str) -> int:
+def _converse(session: Session, name: str, allow: Allow) -> int:
     """The conversation on a terminal, until /exit or the end of input."""
     from rich.console import Console
 
@@ -123,23 +134,25 @@ def _converse(session: Session, name: str) -> int:
                     continue
                 line = again
             if line.strip():
-                _answer_on_screen(session, line, console)
+                _answer_on_screen(session, line, console, allow)
         except WhippetError as error:
             console.print(str(error), style="yellow")
 
 
-def _answer_on_screen(session: Session, line: str, console: Console) -> None:
+def _answer_on_screen(session: Session, line: str, console: Console, allow: Allow) -> None:
     """The replies as they grow; Ctrl-C ends the one that is growing, and it is kept as far as it came."""
     from whippet.cli.chat_screen import SideBySide, Wrapped
 
     session.say(line)
     labels = [voice.label for voice in session.voices]
-    with Wrapped(console) if len(labels) == 1 else SideBySide(console, labels) as screen:
-        for voice in session.voices:
-            with closing(session.answer(voice)) as pieces, suppress(KeyboardInterrupt):
-                for piece in pieces:
-                    screen.push(piece)
-            screen.finish(voice.stream)
+    with suppress(KeyboardInterrupt):
+        for _ in chat_tools.rounds(session, session.voices[0], allow):
+            with Wrapped(console) if len(labels) == 1 else SideBySide(console, labels) as screen:
+                for voice in session.voices:
+                    with closing(session.answer(voice)) as pieces, suppress(KeyboardInterrupt):
+                        for piece in pieces:
+                            screen.push(piece)
+                    screen.finish(voice.stream)
 
 
 def _command(session: Session, line: str) -> str | None:

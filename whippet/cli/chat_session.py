@@ -15,6 +15,7 @@ from whippet.chat.messages import Message
 from whippet.errors import UsageError, WhippetError
 from whippet.infer.model import Model
 from whippet.infer.stream import Stream
+from whippet.infer.tool_loop import Toolbox, with_ids
 
 
 @dataclass
@@ -26,6 +27,8 @@ class Voice:
     bare: bool = False
     messages: list[Message] = field(default_factory=list)
     last: Stream | None = None
+    trouble: str | None = None
+    """Why what looks like a tool call in the newest reply is text."""
 
     @property
     def stream(self) -> Stream:
@@ -35,10 +38,12 @@ class Voice:
 
 
 class Session:
-    """The voices of a conversation, the way they draw, and the system message that they share."""
+    """The voices of a conversation, the way they draw, the system message and the tools that they share."""
 
-    def __init__(self, voices: list[Voice], sampling: dict[str, Any], system: str | None) -> None:
-        self.voices, self._sampling = voices, sampling
+    def __init__(
+        self, voices: list[Voice], sampling: dict[str, Any], system: str | None, toolbox: Toolbox | None = None
+    ) -> None:
+        self.voices, self._sampling, self.toolbox = voices, sampling, toolbox
         self._system: str | None = None
         self.reset(system)
 
@@ -56,16 +61,19 @@ class Session:
     def answer(self, voice: Voice) -> Generator[str, None, None]:
         """The voice's reply in pieces; it joins the history, also if it is broken off. A message that cannot be
         answered (the context is full) is taken back from every voice, and the error raised."""
+        tools = self.toolbox.schemas if self.toolbox is not None else None
         with voice.model.base() if voice.bare else nullcontext():
             try:
-                voice.last = voice.model.chat_stream(voice.messages, **self._sampling)
+                voice.last = voice.model.chat_stream(voice.messages, tools, **self._sampling)
             except WhippetError:
                 self.take_back()
                 raise
             try:
                 yield from voice.last
             finally:
-                voice.messages.append(voice.model.message(voice.last))
+                parsed = voice.model.renderer.read(voice.last.text, tools or ())
+                voice.messages.append(with_ids(parsed.message, voice.messages) if tools else parsed.message)
+                voice.trouble = parsed.trouble if tools else None
 
     def take_back(self) -> str:
         """Remove the user's last message and the replies to it; return that message."""

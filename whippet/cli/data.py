@@ -111,7 +111,8 @@ def _open(args: argparse.Namespace) -> tuple[Path, Renderer]:
 
         folder = resolve_model(found.base, found.revision, weights=False)
     template = args.template if args.template is not None else found.template
-    return folder, make_renderer(Tokenizer.load(folder), template)
+    told = found.template_variables if args.template is None else {}
+    return folder, make_renderer(Tokenizer.load(folder), template, told)
 
 
 def _context(args: argparse.Namespace, folder: Path) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,7 @@ def _described(model: Model, stream: Stream, *, answered: bool) -> dict[str, obj
 
 
 def _read(path: str, system: str | None) -> Conversation:
-    from whippet.chat.messages import Conversation, Message
+    from whippet.chat.messages import Message
     from whippet.infer.prompts import read_conversation
 
     try:
@@ -68,4 +69,4 @@ def _read(path: str, system: str | None) -> Conversation:
         return conversation
     if conversation.messages[0].role in ("system", "developer"):
         raise UsageError(f"{path} begins with a {conversation.messages[0].role} message; leave out --system")
-    return Conversation((Message("system", system), *conversation.messages), conversation.tools)
+    return replace(conversation, messages=(Message("system", system), *conversation.messages))

@@ -26,6 +26,7 @@ VERBS = {
     "data": "look at data as the model will see it",
     "chat": "talk to a model or a run",
     "generate": "continue a text or answer messages",
+    "serve": "answer over HTTP, as OpenAI's API does",
     "export": "write a run or model for other programs",
     "convert": "turn pytorch_model.bin, or Meta's original files, into safetensors",
     "bench": "measure how fast this machine trains",

@@ -8,11 +8,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from whippet.chat.messages import Completion, Conversation, Document, Example, Message
-from whippet.data.turns import EMPTY, RecordError, checked_text, from_json, parse_tools, parse_turn, text_or_empty
+from whippet.data.turns import (
+    EMPTY,
+    VARIABLES,
+    RecordError,
+    checked_text,
+    from_json,
+    parse_tools,
+    parse_turn,
+    parse_variables,
+    text_or_empty,
+)
 from whippet.errors import DataError
 from whippet.options import DataFormat
 
@@ -97,10 +107,19 @@ def _telling(form: str, keys: Mapping[str, int]) -> list[str]:
 
 
 def parse(value: Any, form: DataFormat) -> Example:
-    """The example that a record in ``form`` (not ``auto``) stands for; RecordError if it is unusable."""
+    """The example that a record in ``form`` (not ``auto``) stands for; RecordError if it is unusable.
+
+    A record of any form that goes through the chat template may tell it more in ``chat_template_kwargs``.
+    """
     if not isinstance(value, Mapping):
         raise RecordError(f"wanted an object with keys, met {type(value).__name__}")
-    return PARSERS[form](value)
+    example = PARSERS[form](value)
+    variables = parse_variables(value.get(VARIABLES))
+    if not variables:
+        return example
+    if not isinstance(example, Conversation):
+        raise RecordError("is for a chat template, and plain text goes through none", VARIABLES)
+    return replace(example, template_variables=variables)
 
 
 def _conversation(value: Mapping[str, Any]) -> Conversation:

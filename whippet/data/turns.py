@@ -14,9 +14,11 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from whippet.chat.messages import ROLES, Message, Role, ToolCall
+from whippet.chat.template_variables import wrong_value
 from whippet.errors import DataError
 
 EMPTY = "empty answer"
+VARIABLES = "chat_template_kwargs"
 SPEAKERS: dict[str, Role] = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
     "model": "assistant", "system": "system", "function_call": "assistant", "observation": "tool", "tool": "tool",
@@ -74,6 +76,23 @@ def _tool(tool: Any, field: str) -> dict[str, Any]:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise RecordError(f"wanted a function with a name, met {_shown(tool)}", field)
     return tool if "function" in tool else {"type": "function", "function": tool}
+
+
+def parse_variables(value: Any) -> dict[str, Any]:
+    """``chat_template_kwargs``, as TRL calls what a record tells its chat template: an object or its JSON string.
+
+    A null counts as absent: tables fill up with it where another record has a key.
+    """
+    if value is None or value == "":
+        return {}
+    told = from_json(value, VARIABLES)
+    if not isinstance(told, dict):
+        raise RecordError(f"wanted an object of names and values, met {_shown(told)}", VARIABLES)
+    variables = {name: item for name, item in told.items() if item is not None}
+    for name, item in variables.items():
+        if fault := wrong_value(item):
+            raise RecordError(fault, f"{VARIABLES}.{name}")
+    return variables
 
 
 def parse_turn(turn: Any, field: str) -> Message:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,23 +37,28 @@ def answering_base(folder: Path, device: torch.device) -> Base:
 
 
 def chat_sampling(folder: Path) -> Sampling:
-    """How the checkpoint's ``generation_config.json`` wants a chat drawn; 0.7 and top_p 0.9 if it does not say."""
+    """How the checkpoint's ``generation_config.json`` wants a chat drawn; 0.7 and top_p 0.9 if it does not say. Its
+    repetition penalty holds for a greedy chat too."""
     path = folder / "generation_config.json"
     wanted = read_json(path) if path.is_file() else {}
+    try:
+        return replace(_drawn(wanted), repetition_penalty=_number(wanted, "repetition_penalty", 1.0))
+    except UsageError as error:
+        raise ModelError(f"{path}: {error}") from error
+
+
+def _drawn(wanted: Mapping[str, Any]) -> Sampling:
     if wanted.get("do_sample") is False:
         return Sampling(max_new_tokens=CHAT.max_new_tokens)
     if not wanted.get("do_sample") and "temperature" not in wanted:
         return CHAT
-    try:
-        return Sampling(
-            max_new_tokens=CHAT.max_new_tokens,
-            temperature=_number(wanted, "temperature", 1.0),
-            top_p=_number(wanted, "top_p", 1.0),
-            top_k=int(_number(wanted, "top_k", 0)),
-            min_p=_number(wanted, "min_p", 0.0),
-        )
-    except UsageError as error:
-        raise ModelError(f"{path}: {error}") from error
+    return Sampling(
+        max_new_tokens=CHAT.max_new_tokens,
+        temperature=_number(wanted, "temperature", 1.0),
+        top_p=_number(wanted, "top_p", 1.0),
+        top_k=int(_number(wanted, "top_k", 0)),
+        min_p=_number(wanted, "min_p", 0.0),
+    )
 
 
 def _number(wanted: Mapping[str, Any], key: str, default: float) -> float:

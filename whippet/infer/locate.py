@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -35,6 +35,8 @@ class Located:
     """How the run that made the adapter held the base; ``auto`` where that is not known."""
     template: str | None = None
     """The template of the run, by name or file; None for the checkpoint's own."""
+    template_variables: Mapping[str, Any] = field(default_factory=dict)
+    """What the run tells it besides the chat."""
 
 
 def locate(model: str | Path, *, adapter: str | Path | None = None, revision: str = "main") -> Located:
@@ -64,7 +66,8 @@ def locate(model: str | Path, *, adapter: str | Path | None = None, revision: st
         raise UsageError(f"{model} has an adapter of its own, {found.adapter}; give its base with --adapter {adapter}")
     if not (Path(adapter) / ADAPTER_CONFIG).is_file():
         raise UsageError(f"{adapter} is no adapter: it has no {ADAPTER_CONFIG}")
-    return Located(found.base, found.revision, Path(adapter), found.stored_as, found.template or _own_template(adapter))
+    template = found.template or _own_template(adapter)
+    return replace(found, adapter=Path(adapter), template=template)
 
 
 def _run(folder: Path) -> Located:
@@ -75,16 +78,16 @@ def _run(folder: Path) -> Located:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"{path} is not a TOML recipe: {error}") from error
     model, data = _table(recipe, "model", path), _table(recipe, "data", path)
-    template = _text(data, "template", path)
+    template, told = _text(data, "template", path), _table(data, "template_variables", path)
     if (folder / MERGED / "config.json").is_file():
-        return Located(str(folder / MERGED), "main", template=template)
+        return Located(str(folder / MERGED), "main", template=template, template_variables=told)
     if not (folder / ADAPTER / ADAPTER_CONFIG).is_file():
         raise UsageError(f"{folder} has no {ADAPTER}/ yet: its run has not finished. Run the same command to go on")
     base = _text(model, "path", path)
     if not base:
         raise ModelError(f"{path}: model.path is missing, so the adapter's base is unknown")
     revision = _text(model, "revision", path) or "main"
-    return Located(base, revision, folder / ADAPTER, _stored_as(_text(model, "base", path), path), template)
+    return Located(base, revision, folder / ADAPTER, _stored_as(_text(model, "base", path), path), template, told)
 
 
 def _adapter(folder: Path) -> Located:

@@ -22,9 +22,11 @@ from whippet.data.turns import checked_text
 from whippet.errors import UsageError
 from whippet.infer.defaults import answering_base, chat_sampling
 from whippet.infer.dense import dense, make_dense
-from whippet.infer.engine import evaluating, generate
+from whippet.infer.engine import Engine, engine_for, generate
+from whippet.infer.evaluating import evaluating
 from whippet.infer.locate import locate
 from whippet.infer.prompts import Messages, conversation
+from whippet.infer.room import room_for
 from whippet.infer.sampling import Sampling
 from whippet.infer.stopping import ReplyText
 from whippet.infer.stream import Stream
@@ -34,6 +36,8 @@ from whippet.options import Base, Compute
 from whippet.weights.adapter import load_adapter
 from whippet.weights.load import choose_device, held_in, load_decoder, resolve_model
 
+KEPT = 16384
+"""Tokens of which keys and values are kept from one reply to the next, if there is the memory."""
 Prompt = str | Messages
 """A text, which is continued as it stands, or messages, which are answered through the chat template."""
 
@@ -46,6 +50,7 @@ def load(
     compute: Compute = "auto",
     adapter: str | Path | None = None,
     template: str | None = None,
+    template_variables: Mapping[str, Any] | None = None,
     revision: str = "main",
 ) -> Model:
     """Load a checkpoint folder, a hub id, a run's folder or an adapter's folder.
@@ -55,6 +60,7 @@ def load(
     device: ``cuda``, ``cuda:1``, ``cpu``; ``auto`` takes a GPU if there is one.
     compute: the dtype of activations; ``auto`` is bf16 on a GPU (fp16 on one without it), on the CPU that of the base.
     adapter: a folder in PEFT's layout to lay over the base. template: a named chat template or a ``.jinja`` file.
+    template_variables: what it is told besides the chat (``{"enable_thinking": False}``), before what a run tells it.
 
     A quantised model on the CPU is dequantised once to the same values if that fits (``dense.py``). Raises UsageError
     or ModelError for what cannot be found, read or trusted.
@@ -62,7 +68,8 @@ def load(
     found = locate(path, adapter=adapter, revision=revision)
     folder = resolve_model(found.base, found.revision)
     tokenizer = Tokenizer.load(folder)
-    renderer = make_renderer(tokenizer, template if template is not None else found.template)
+    told = {**(found.template_variables if template is None else {}), **(template_variables or {})}
+    renderer = make_renderer(tokenizer, template if template is not None else found.template, told)
     where = choose_device(device)
     held: Base = found.stored_as if base == "auto" else base
     held = answering_base(folder, where) if held == "auto" else held
@@ -96,6 +103,7 @@ class Model:
     ) -> None:
         self.decoder, self.tokenizer, self.renderer, self.about = decoder, tokenizer, renderer, about
         self.chat_sampling = chat_sampling if chat_sampling is not None else Sampling()
+        self._engines: dict[bool, Engine] = {}
 
     @property
     def has_adapter(self) -> bool:
@@ -177,7 +185,7 @@ class Model:
                 raise UsageError("tools need messages: a plain text is continued without the chat template")
             return self._text_ids(prompt)
         asked = conversation(prompt, tools)
-        return self.renderer.prompt_ids(asked.messages, asked.tools)
+        return self.renderer.prompt_ids(asked.messages, asked.tools, asked.template_variables)
 
     def _text_ids(self, text: str) -> list[int]:
         """BOS as the tokenizer has it, once; never an end token that it may append."""
@@ -191,7 +199,21 @@ class Model:
     def _stream(self, prompt: Prompt, tools: Sequence[Mapping[str, Any]] | None, sampling: Sampling) -> Stream:
         ids = self.prompt_ids(prompt, tools)
         sampling = replace(sampling, stop=self._stop(prompt, sampling))
-        return Stream(self.decoder, self.tokenizer, ids, sampling, self.renderer.stop_ids)
+        engine = self._engine(len(ids) + room_for(ids, sampling, self.decoder.config))
+        return Stream(self.decoder, self.tokenizer, ids, sampling, self.renderer.stop_ids, engine)
+
+    def _engine(self, need: int) -> Engine | None:
+        """What answers one prompt after another, and knows again what they begin with; None while the model learns, when
+        nothing may be kept. ``need``: tokens of prompt and reply."""
+        if any(parameter.requires_grad for parameter in self.decoder.parameters()):
+            return None
+        # What is kept was computed with the adapter or without it.
+        adapted = all(projection.adapters_enabled for _, projection in self.decoder.projections())
+        engine = self._engines.get(adapted)
+        if engine is None or engine.cache_size < need:
+            engine = engine_for(self.decoder, [need], reuse=True, least=KEPT)
+            self._engines[adapted] = engine
+        return engine
 
     def _stop(self, prompt: Prompt, sampling: Sampling) -> tuple[str, ...]:
         """The texts that end a reply: those asked for, and in a chat those with which its template ends a turn."""

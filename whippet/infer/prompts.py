@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from whippet.chat.messages import Conversation, Message
-from whippet.data.turns import checked_text, parse_tools, parse_turn
+from whippet.data.turns import VARIABLES, checked_text, parse_tools, parse_turn, parse_variables
 from whippet.errors import DataError
 
 Messages = Conversation | Sequence[Message] | Sequence[Mapping[str, Any]]
@@ -21,7 +22,7 @@ Messages = Conversation | Sequence[Message] | Sequence[Mapping[str, Any]]
 def conversation(messages: str | Messages, tools: Sequence[Mapping[str, Any]] | None = None) -> Conversation:
     """``messages`` (and ``tools``, JSON schemas in OpenAI's form) as a Conversation. A text is one user message."""
     if isinstance(messages, Conversation):
-        return messages if tools is None else Conversation(messages.messages, parse_tools(list(tools)))
+        return messages if tools is None else replace(messages, tools=parse_tools(list(tools)))
     if isinstance(messages, str):
         messages = [Message("user", checked_text(messages, "the message"))]
     if not messages:
@@ -31,7 +32,8 @@ def conversation(messages: str | Messages, tools: Sequence[Mapping[str, Any]] | 
 
 
 def read_conversation(path: Path | str, text: str) -> Conversation:
-    """``text``, the content of ``path``: a JSON list of messages, or an object with ``messages`` and ``tools``."""
+    """``text``, the content of ``path``: a JSON list of messages, or an object with ``messages``, ``tools`` and
+    ``chat_template_kwargs``, as records of training data have them."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
@@ -42,6 +44,7 @@ def read_conversation(path: Path | str, text: str) -> Conversation:
     if not isinstance(whole.get("messages"), list):
         raise DataError(f'{path}: wanted a list of messages or {{"messages": [...], "tools": [...]}}, met {text!r:.60}')
     try:
-        return Conversation(conversation(whole["messages"]).messages, parse_tools(whole.get("tools")))
+        messages, tools = conversation(whole["messages"]).messages, parse_tools(whole.get("tools"))
+        return Conversation(messages, tools, parse_variables(whole.get(VARIABLES)))
     except DataError as error:
         raise DataError(f"{path}: {error}") from error

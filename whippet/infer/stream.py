@@ -12,7 +12,9 @@ from typing import Self
 
 from whippet.chat.tokenizer import Tokenizer
 from whippet.infer.dense import dense
-from whippet.infer.engine import Finish, Generation
+from whippet.infer.engine import Engine, engine_for
+from whippet.infer.requests import Finish, Request
+from whippet.infer.room import room_for
 from whippet.infer.sampling import Sampling
 from whippet.infer.stopping import ReplyText
 from whippet.model.decoder import Decoder
@@ -33,6 +35,7 @@ class Stream:
         prompt_ids: Sequence[int],
         sampling: Sampling,
         stop_ids: frozenset[int],
+        engine: Engine | None = None,
     ) -> None:
         self.prompt_ids = list(prompt_ids)
         self.ids: list[int] = []
@@ -41,7 +44,11 @@ class Stream:
         self.first_seconds = self.seconds = 0.0
         self._decoder = decoder
         self._text = ReplyText(tokenizer, sampling.stop, self.prompt_ids)
-        self._generation = Generation(decoder, [self.prompt_ids], [sampling], stop_ids)
+        request = Request(tuple(self.prompt_ids), sampling, stop_ids)
+        # What can never be answered is refused here, before anybody iterates.
+        need = len(self.prompt_ids) + room_for(self.prompt_ids, sampling, decoder.config)
+        self._engine = engine if engine is not None else engine_for(decoder, [need])
+        self._request = request
         self._pieces = self._run()
 
     def __iter__(self) -> Iterator[str]:
@@ -71,20 +78,24 @@ class Stream:
 
     def _run(self) -> Iterator[str]:
         start = time.perf_counter()
-        with dense(self._decoder):
-            while self._generation.active:
-                drawn = self._generation.step()
-                self.seconds = time.perf_counter() - start
-                self.first_seconds = self.first_seconds or self.seconds
-                for row, token_id in drawn:
-                    self.ids.append(token_id)
-                    piece = self._text.push(token_id)
+        number = self._engine.ask(self._request)
+        try:
+            with dense(self._decoder):
+                while self.finish is None:
+                    event = self._engine.next(number)
+                    self.seconds = time.perf_counter() - start
+                    self.first_seconds = self.first_seconds or self.seconds
+                    self.finish, self.stop_id = event.finish, event.stop_id
+                    piece = ""
+                    if event.drawn is not None:
+                        self.ids.append(event.drawn.id)
+                        piece = self._text.push(event.drawn.id)
                     if self._text.stopped:
-                        self._generation.end(row)
+                        self.finish, self.stop_id = "stop", None
                     if piece:
                         yield piece
-        reply = self._generation.reply(0)
-        self.finish, self.stop_id = reply.finish, reply.stop_id
+        finally:
+            self._engine.drop(number)
         rest = self._text.close()
         if rest:
             yield rest

@@ -196,9 +196,9 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
         du_ptr += wide_rows * du_stride
         a_ptr += columns[None, :]
         grad += low_rank(du_ptr, 1, inside_rows, a_ptr, a_stride, inside_columns, RANK, ROWS, COLUMNS, RANKS)
-    sigmoid, steep = gate_of(gate, GELU)
+    sigmoid, rest, steep = gate_of(gate, GELU)
     active = gate * sigmoid
-    dgate = (grad * up * sigmoid * (1 + steep * (1 - sigmoid))).to(kind)
+    dgate = (grad * up * sigmoid * (1 + steep * rest)).to(kind)
     dup = (grad * active).to(kind)
     tl.store(hidden_ptr, (active * up).to(kind), mask=inside)
     tl.store(gate_ptr, dgate, mask=inside)

@@ -66,15 +66,23 @@ def backward_torch(grad_TF: Tensor, gate_up_TF2: Tensor, activation: Activation 
 
 @triton_jit.jit
 def gate_of(gate, GELU: tl.constexpr):  # type: ignore[no-untyped-def]
-    """sigmoid(p(gate)) and gate · p'(gate)."""
+    """sigmoid(p(gate)), one less it, and gate · p'(gate)."""
     if GELU:  # the first number is 2 √(2 / π)
         square = gate * gate
-        sigmoid = tl.sigmoid(1.5957691216057308 * gate * (1 + 0.044715 * square))
+        place = 1.5957691216057308 * gate * (1 + 0.044715 * square)
+        # Both s and 1 - s from the exponential: of a difference from one only the last bits would be left, and for a
+        # large gate the gradient multiplies them by gate · p'. Rounded division, since a GPU's own is two units off.
+        power = tl.exp(-tl.abs(place))
+        greater = tl.div_rn(1.0, 1.0 + power)
+        lesser = power * greater
+        sigmoid = tl.where(place < 0, lesser, greater)
+        rest = tl.where(place < 0, greater, lesser)
         steep = 1.5957691216057308 * gate * (1 + 3 * 0.044715 * square)
     else:
         sigmoid = tl.sigmoid(gate)
+        rest = 1 - sigmoid
         steep = gate
-    return sigmoid, steep
+    return sigmoid, rest, steep
 
 
 @triton_jit.jit
@@ -84,7 +92,7 @@ def _forward_kernel(x_ptr, y_ptr, x_stride, width, GELU: tl.constexpr, BLOCK: tl
     inside = columns < width
     gate = tl.load(x_ptr + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(x_ptr + row * x_stride + width + columns, mask=inside, other=0.0).to(tl.float32)
-    sigmoid, _ = gate_of(gate, GELU)
+    sigmoid, _, _ = gate_of(gate, GELU)
     y = gate * sigmoid * up
     tl.store(y_ptr + row * width + columns, y.to(y_ptr.dtype.element_ty), mask=inside)
 
@@ -99,8 +107,8 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     grad = tl.load(grad_ptr + row * grad_stride + columns, mask=inside, other=0.0).to(tl.float32)
     gate = tl.load(x_ptr + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(x_ptr + row * x_stride + width + columns, mask=inside, other=0.0).to(tl.float32)
-    sigmoid, steep = gate_of(gate, GELU)
-    dgate = grad * up * sigmoid * (1 + steep * (1 - sigmoid))
+    sigmoid, rest, steep = gate_of(gate, GELU)
+    dgate = grad * up * sigmoid * (1 + steep * rest)
     dup = grad * gate * sigmoid
     tl.store(dx_ptr + row * 2 * width + columns, dgate.to(dx_ptr.dtype.element_ty), mask=inside)
     tl.store(dx_ptr + row * 2 * width + width + columns, dup.to(dx_ptr.dtype.element_ty), mask=inside)
@@ -148,7 +156,7 @@ def _complete_kernel(  # type: ignore[no-untyped-def]
     tl.store(up_ptr, up, mask=inside)
     # Of the rounded sums, which is what the backward pass will read.
     gate, up = gate.to(tl.float32), up.to(tl.float32)
-    sigmoid, _ = gate_of(gate, GELU)
+    sigmoid, _, _ = gate_of(gate, GELU)
     y = (gate * sigmoid * up).to(y_ptr.dtype.element_ty)
     tl.store(y_ptr + wide_rows * width + columns[None, :], y, mask=inside)
     if FIND_LARGEST:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from whippet.model.config import ModelConfig
+from whippet.model.scratch import block_attention_bytes, int8_product_bytes, product_bytes
 from whippet.model.size import NF4_HALVED, adapted, dense_bytes, projection_shapes
 
 Way = Literal["kept", "half", "whole"]
@@ -75,24 +76,29 @@ def highest_bytes(
     *,
     in_place: bool,
     fp8: bool = False,
+    device: str = "cuda",
+    blocks_of: int = 0,
 ) -> int:
     """What a layer takes at the highest moment of its backward pass, all that it keeps or computes again included.
 
     One such moment is in the MLP half, beside the whole of what the layer keeps and the residual stream's gradient
     ``H``. By tiles it is C tokens wide, and else the ``whole`` way also holds what attention adds. The other is
     attention's backward pass, when the MLP half's are gone: the gradients of its output ``QD`` and of qkv ``E``, and in
-    fp32 sums for the queries, for keys and values that heads share, and two numbers a query. ``fp8``: products with
-    the layer's weights are computed so.
+    fp32 sums for the queries, for keys and values that heads share, and two numbers a query. ``blocks_of``: attention
+    is that of ``kernels/block_attention.py``, for documents of so many tokens. ``fp8``: products with the layer's
+    weights are computed so.
     """
     tiled = 0 < tile < tokens
     stream = config.hidden_size * item * tokens
     held = (kept.x + kept.attention) * tokens
     at_once = tile if tiled else tokens
     fp8 = fp8 or base == "fp8"
-    mlp = _mlp_bytes(config, base, item, kept, way, at_once, tiled=tiled, in_place=in_place, fp8=fp8)
+    mlp = _mlp_bytes(config, base, item, kept, way, at_once, tiled=tiled, in_place=in_place, fp8=fp8, device=device)
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    sums = 4 * queries + (8 * keys if keys < queries else 0) + 8 * config.num_heads
-    attention = ((queries + config.qkv_size) * item + sums) * tokens
+    sums = (4 * queries + (8 * keys if keys < queries else 0) + 8 * config.num_heads) * tokens
+    if blocks_of:
+        sums = block_attention_bytes(config, tokens, blocks_of)
+    attention = (queries + config.qkv_size) * item * tokens + sums
     # Without tiles the gradient of the output is still there beside that of the sum.
     grads = 2 * stream if way == "whole" and not tiled else stream
     return max(held + kept.sum * tokens + stream + mlp, held + grads + attention)
@@ -109,6 +115,7 @@ def _mlp_bytes(
     tiled: bool,
     in_place: bool,
     fp8: bool,
+    device: str,
 ) -> int:
     """The MLP half's own, for ``tokens`` at once.
 
@@ -116,7 +123,8 @@ def _mlp_bytes(
     made again in that place (``in_place`` the gradient of gate_up takes gate_up's place, else it has ``2F`` of its
     own); at gate_up its gradient ``H``, the input that is made again, and the weight (or half of it); and before all
     that, where gate_up is computed again, its input and the weight. A weight is there in the compute dtype; under fp8
-    it is its codes transposed, and the codes of the gradient beside them.
+    it is its codes transposed, and the codes of the gradient beside them. Int8 weights go through more on their way,
+    and so do the inputs of a product with them, so that the forward pass may have the highest moment of all.
     """
     hidden, inner = config.hidden_size, config.intermediate_size
     stream = hidden * item * tokens
@@ -126,8 +134,12 @@ def _mlp_bytes(
     codes = tokens if fp8 else 0
     behind = stream if config.post_norms else 0  # the gradient of what the norm behind it reads
     activation = inner * item * tokens + apart + 2 * inner * codes + behind
-    down = behind + inner * item * tokens + hidden * codes + dense_bytes(weight // 2, base, item, fp8=fp8)
-    gate_up = 2 * stream + apart + 2 * inner * codes + dense_bytes(made, base, item, fp8=fp8)
+    down = behind + hidden * codes + product_bytes(weight // 2, base, item, beside=inner * item * tokens, fp8=fp8)
+    gate_up = apart + 2 * inner * codes + product_bytes(made, base, item, beside=2 * stream, fp8=fp8)
     forward = stream * (2 if way == "whole" and not tiled else 1) + hidden * codes
-    forward += 0 if base == "fp8" else dense_bytes(weight, base, item, fp8=fp8)
+    if base == "int8":
+        last = inner * item * tokens + int8_product_bytes(tokens, hidden, inner, item, device)
+        forward = max(forward + int8_product_bytes(tokens, 2 * inner, hidden, item, device), stream + last)
+    elif base != "fp8":
+        forward += dense_bytes(weight, base, item, fp8=fp8)
     return kept.mlp * tokens + max(activation, down, gate_up, forward) + (stream if tiled else 0)

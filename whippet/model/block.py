@@ -19,7 +19,7 @@ from whippet.kernels.attention import packed_attention
 from whippet.kernels.qk_norm import norm_and_rope
 from whippet.kernels.rms_norm import add_rms_norm, rms_norm
 from whippet.kernels.rope import rope
-from whippet.model.cache import KVCache
+from whippet.model.cache import Cache
 from whippet.model.config import ModelConfig
 from whippet.model.park import Bay
 from whippet.model.projection import Projection
@@ -71,13 +71,13 @@ class Block(nn.Module):
         self.down = projection("down", config.mlp_bias)
         self.post_mlp_norm = norm() if config.post_norms else None
 
-    def forward(self, x_TH: Tensor, stream: Stream, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x_TH: Tensor, stream: Stream, cache: Cache | None = None) -> Tensor:
         attended_TH, x_TH = self.attend(x_TH, stream, cache)
         sum_TH, added_TH = self.mlp(attended_TH, x_TH)
         return sum_TH + added_TH
 
     def attend(
-        self, x_TH: Tensor, stream: Stream, cache: KVCache | None = None, bay: Bay | None = None
+        self, x_TH: Tensor, stream: Stream, cache: Cache | None = None, bay: Bay | None = None
     ) -> tuple[Tensor, Tensor]:
         """The attention half: what it adds to ``x_TH``, and that itself. What it keeps goes to ``bay``, if there is
         one."""
@@ -143,7 +143,7 @@ class Block(nn.Module):
         eps, offset = config.norm_eps, config.unit_offset
         return norm_and_rope(qkv_TE, self.q_norm, self.k_norm, eps, cos_TE, sin_TE, *heads, offset=offset)
 
-    def _attention(self, turned_TE: Tensor, stream: Stream, cache: KVCache | None) -> Tensor:
+    def _attention(self, turned_TE: Tensor, stream: Stream, cache: Cache | None) -> Tensor:
         config = self.config
         heads, kv_heads = config.num_heads, config.num_kv_heads
         by_head = turned_TE.unflatten(-1, (heads + 2 * kv_heads, config.head_dim))

@@ -12,6 +12,7 @@ H: hidden.
 from __future__ import annotations
 
 from copy import copy
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,29 @@ from torch import Tensor
 from whippet.errors import UsageError
 from whippet.kernels.attention import cached_attention, packed_attention
 from whippet.model.config import ModelConfig
+
+
+class Cache(Protocol):
+    """What the decoder asks of whoever keeps keys and values; ``KVCache`` says what each means."""
+
+    def check(self, cu_seqlens: Tensor, max_length: int) -> None: ...
+
+    def outgrown(self, x_TH: Tensor, cu_seqlens: Tensor, max_length: int) -> list[tuple[Cache, Tensor]]: ...
+
+    def attend(
+        self,
+        layer: int,
+        q_TQD: Tensor,
+        k_TKD: Tensor,
+        v_TKD: Tensor,
+        cu_seqlens: Tensor,
+        max_length: int,
+        scale: float,
+        window: int = 0,
+        softcap: float | None = None,
+    ) -> Tensor: ...
+
+    def advance(self, cu_seqlens: Tensor, max_length: int) -> None: ...
 
 
 class KVCache:
@@ -64,7 +88,7 @@ class KVCache:
         if self._border:
             self._embeddings_BSH = F.pad(self._embeddings_BSH, more[2:])
 
-    def outgrown(self, x_TH: Tensor, cu_seqlens: Tensor, max_length: int) -> list[tuple[int, Tensor]]:
+    def outgrown(self, x_TH: Tensor, cu_seqlens: Tensor, max_length: int) -> list[tuple[Cache, Tensor]]:
         """Keep the new tokens' embeddings, if the model has LongRoPE. Returns the rows that hold tokens which were
         turned as in a short document, and will be long with the new ones; each with all its embeddings, [S, H]."""
         if not self._border:
@@ -74,7 +98,7 @@ class KVCache:
             return []
         before, after = self.lengths_B.tolist(), (self.lengths_B + cu_seqlens.diff()).tolist()
         outgrown = [row for row in range(self.rows) if 0 < before[row] <= self._border < after[row]]
-        return [(row, self._embeddings_BSH[row, : after[row]]) for row in outgrown]
+        return [(self.row(row), self._embeddings_BSH[row, : after[row]]) for row in outgrown]
 
     def row(self, index: int) -> KVCache:
         """One row, as if nothing were in it: what is stored there, is stored here."""

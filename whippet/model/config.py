@@ -9,26 +9,29 @@ from dataclasses import dataclass
 from typing import Literal
 
 Activation = Literal["silu", "gelu_tanh"]
+RopeKind = Literal["linear", "llama3", "longrope", "yarn"]
 
 
 @dataclass(frozen=True)
 class RopeScaling:
     """How rotary frequencies are stretched beyond the length they were trained at."""
 
-    kind: Literal["linear", "llama3", "longrope"]
+    kind: RopeKind
     factor: float = 1.0
-    """linear, llama3: by how much."""
+    """linear, llama3, yarn: by how much."""
     low_freq_factor: float = 1.0
-    """llama3: wavelengths longer than ``original_context / low_freq_factor`` are stretched fully."""
+    """llama3, yarn: wavelengths longer than ``original_context / low_freq_factor`` are stretched fully."""
     high_freq_factor: float = 4.0
-    """llama3: wavelengths shorter than ``original_context / high_freq_factor`` are left alone."""
+    """llama3, yarn: wavelengths shorter than ``original_context / high_freq_factor`` are left alone."""
     original_context: int = 8192
-    """llama3, longrope: the context before. longrope: documents longer than it are turned by ``long_factors``."""
+    """llama3, longrope, yarn: the context before. longrope: documents longer than it are turned by ``long_factors``."""
     short_factors: tuple[float, ...] = ()
     """longrope: what each frequency is divided by, ``[head_dim / 2]``."""
     long_factors: tuple[float, ...] = ()
     attention_factor: float = 1.0
-    """longrope: cosines and sines are multiplied by it."""
+    """longrope, yarn: cosines and sines are multiplied by it."""
+    truncate: bool = True
+    """yarn: the borders of the two factors are moved apart, to whole channels."""
 
 
 @dataclass(frozen=True)

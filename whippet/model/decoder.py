@@ -9,20 +9,23 @@ T: tokens. H: hidden. V: vocabulary. N: chosen rows. S: tokens of one row of a c
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from whippet.kernels import dense_rows
 from whippet.kernels.rms_norm import rms_norm
 from whippet.model.block import PROJECTIONS, Block, Stream
-from whippet.model.cache import KVCache
+from whippet.model.cache import Cache
 from whippet.model.config import ModelConfig
 from whippet.model.park import Bay, Parking
 from whippet.model.projection import Projection
 from whippet.model.recompute import Layer, half_recomputed, recomputed
 from whippet.model.rope import rope_tables
+from whippet.model.shelf import Choice
 
 
 class Decoder(nn.Module):
@@ -50,6 +53,8 @@ class Decoder(nn.Module):
         self.config, self.compute_dtype = config, compute_dtype
         self.recompute, self.park, self.halves, self.tile, self.entire = 0, 0, 0, 0, 0
         self._parking: Parking | None = None
+        self.choice = Choice()
+        """Which of the adapters on the projections' shelves each token wants."""
         self._embedding_scale: float | None = None
         if config.scale_embeddings:
             self._embedding_scale = float(torch.tensor(config.hidden_size**0.5, device="cpu").to(compute_dtype))
@@ -95,7 +100,7 @@ class Decoder(nn.Module):
         cu_seqlens: Tensor,
         max_length: int,
         *,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Hidden states ``[T, H]`` after the final norm, in the compute dtype.
 
@@ -111,13 +116,13 @@ class Decoder(nn.Module):
         cu_seqlens: Tensor,
         max_length: int,
         *,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """``forward`` from embeddings on (of text, or of text and images)."""
         if cache is not None:
             cache.check(cu_seqlens, max_length)
             for row, whole_SH in cache.outgrown(x_TH, cu_seqlens, max_length):
-                self._fill(cache.row(row), whole_SH)
+                self._fill(row, whole_SH)
         stream = Stream(*rope_tables(self.config, positions_T, cu_seqlens), cu_seqlens, max_length)
         recompute = self.recompute if torch.is_grad_enabled() and cache is None else 0
         if recompute and self.park:
@@ -132,7 +137,16 @@ class Decoder(nn.Module):
             cache.advance(cu_seqlens, max_length)
         return rms_norm(x_TH, self.norm, self.config.norm_eps, offset=self.config.unit_offset)
 
-    def _fill(self, row: KVCache, x_SH: Tensor) -> None:
+    @contextmanager
+    def choosing(self, adapter_T: Tensor) -> Iterator[None]:
+        """Inside, each token of a stream has the adapter on the shelves that it names: int32 [T], 0 for none."""
+        self.choice.adapter_T = adapter_T
+        try:
+            yield
+        finally:
+            self.choice.adapter_T = None
+
+    def _fill(self, row: Cache, x_SH: Tensor) -> None:
         """Compute keys and values of a whole document anew, into ``row``."""
         places_S = torch.arange(len(x_SH), device=x_SH.device)
         borders = torch.tensor([0, len(x_SH)], dtype=torch.int32, device=x_SH.device)
@@ -169,6 +183,10 @@ class Decoder(nn.Module):
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """Scores of the next token, fp32 ``[N, V]``, of rows that ``forward`` gave."""
-        scores_NV = F.linear(hidden_NH, self.head_weight.to(hidden_NH.dtype)).float()
+        head_VH = self.head_weight.to(hidden_NH.dtype)
+        if not torch.is_grad_enabled() and dense_rows.applies(hidden_NH, head_VH):
+            scores_NV = dense_rows.dense_rows(hidden_NH, head_VH, torch.float32)
+        else:
+            scores_NV = F.linear(hidden_NH, head_VH).float()
         cap = self.config.logit_softcap
         return scores_NV if cap is None else cap * torch.tanh(scores_NV / cap)

@@ -236,17 +236,20 @@ def _decoder(
         num_heads=heads,
         num_kv_heads=shared,
         head_dim=size,
-        context=longest,
         norm_eps=keys.real("rms_norm_eps", eps),
         tie_embeddings=keys.flag("tie_word_embeddings", tied),
-        **read(keys, longest, size),
+        **{"context": longest, **read(keys, longest, size)},
         **fields,
     )
 
 
 def _plain_rope(keys: Keys, context: int, head_dim: int) -> dict[str, Any]:
     theta, scaling = read_rope(keys, context, head_dim)
-    return {"rope_theta": theta, "rope_scaling": scaling}
+    read: dict[str, Any] = {"rope_theta": theta, "rope_scaling": scaling}
+    if scaling is not None and scaling.kind == "yarn":
+        # Qwen's own instructions switch it on and leave max_position_embeddings as it is.
+        read["context"] = max(context, int(scaling.factor * scaling.original_context))
+    return read
 
 
 def _rope_of_phi(keys: Keys, context: int, head_dim: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from whippet.kernels import fp8, gated_mlp, nf4_fp8, triton_jit
+from whippet.kernels import dense_rows, fp8, gated_mlp, nf4_fp8, nf4_rows, triton_jit
 from whippet.kernels.copies import Pair
 from whippet.kernels.fp8 import FP8Tensor, Handover
 from whippet.kernels.frozen_linear import Weight, dense, frozen_linear, room_wanted
@@ -25,6 +25,7 @@ from whippet.kernels.int8 import Int8Tensor
 from whippet.kernels.lora_factors import LoraPart, Stacked
 from whippet.kernels.nf4 import NF4Tensor
 from whippet.model.remake import remade
+from whippet.model.shelf import Choice, Shelf, empty_shelf
 
 
 class Adapter(nn.Module):
@@ -60,6 +61,7 @@ class Projection(nn.Module):
         self.adapters = nn.ModuleDict()
         self.adapters_enabled = True
         self._stacked: Stacked | None = None
+        self.shelf: Shelf | None = None
 
     @property
     def device(self) -> torch.device:
@@ -94,6 +96,13 @@ class Projection(nn.Module):
         it has numbers that FP8 has not."""
         if self.nf4 is not None:
             self.quantised = nf4_fp8.with_rows(self.nf4, name=name)
+
+    def shelve(self, choice: Choice, a_RK: Tensor, b_NR: Tensor, number: int, dtype: torch.dtype) -> None:
+        """Put an adapter's factors beside this matrix, for tokens that choose ``number``. What lay over it is gone."""
+        if self.shelf is None:
+            self.shelf = empty_shelf(choice, self.in_size, self.out_size, dtype, self.device)
+        self.shelf = self.shelf.extended(a_RK, b_NR, number)
+        self.adapters, self._stacked = nn.ModuleDict(), None
 
     def weight_fp32(self) -> Tensor:
         """The base weight, dequantised if need be, fp32 ``[N, K]``; detached."""
@@ -134,12 +143,44 @@ class Projection(nn.Module):
     ) -> Tensor:
         """Without ``product`` the values over a frozen weight are left out: the result serves its graph alone. ``room``
         is what there is behind each row of ``x_TK``."""
+        y_TN = self._product(x_TK, product, room, rows, handover)
+        added_TN = None if self.shelf is None else self.shelf.added(x_TK)
+        return y_TN if added_TN is None else y_TN + added_TN
+
+    def _product(
+        self, x_TK: Tensor, product: bool, room: int, rows: FP8Tensor | None, handover: Handover | None
+    ) -> Tensor:
+        few_TN = self._of_few(x_TK)
+        if few_TN is not None:
+            return few_TN
         if self.quantised is not None:
             return self._frozen(x_TK, self.quantised, product, room > 0, rows, handover)
         if self.dense.requires_grad:
             bias_N = None if self.bias is None else self.bias.to(x_TK.dtype)
             return F.linear(x_TK, self.dense.to(x_TK.dtype), bias_N)
         return self._frozen(x_TK, self.dense, product)
+
+    def _of_few(self, x_TK: Tensor) -> Tensor | None:
+        """The product by kernels that are made for a few rows, where there are such and no gradient is wanted."""
+        if torch.is_grad_enabled():
+            return None
+        if self.nf4 is not None and nf4_rows.applies(x_TK, self.nf4):
+            y_TN = nf4_rows.nf4_rows(x_TK, self.nf4)
+        elif self.weight is not None and dense_rows.applies(x_TK, self.weight):
+            y_TN = dense_rows.dense_rows(x_TK, self.weight)
+        else:
+            return None
+        if self.bias is not None:
+            y_TN += self.bias.to(y_TN.dtype)
+        parts = self._lora_parts(None)
+        if parts:
+            stacked = self._renewed(parts, x_TK.dtype)
+            y_TN.addmm_(x_TK @ stacked.a_RK.T, stacked.b_NR.T)
+        return y_TN
+
+    def _serves_few(self, x_TK: Tensor) -> bool:
+        """Whether ``_of_few`` may apply to what is like ``x_TK``."""
+        return not torch.is_grad_enabled() and len(x_TK) <= dense_rows.MOST_ROWS
 
     def _frozen(
         self,
@@ -174,7 +215,7 @@ class Projection(nn.Module):
     ) -> Tensor:
         """``self(gated_mlp.gated(gate_up_TF))``, as one op where kernels run and the weight is frozen. ``gate_up_TF``
         is overwritten in the backward pass. ``handover``: of the matrix that gave it."""
-        if not self.gates_in_one(gate_up_TF):
+        if self._serves_few(gate_up_TF) or not self.gates_in_one(gate_up_TF):
             gated_TK = gated_mlp.gated(gate_up_TF, activation)
             with remade(gated_TK, partial(gated_mlp.gated, gate_up_TF.detach(), activation)):
                 return self(gated_TK, product=product)

@@ -4,7 +4,8 @@ In: a ``ModelConfig`` and positions. Out: tables of cosines and sines for ``kern
 Formulas: Su et al. 2021 (https://arxiv.org/abs/2104.09864) for the plain frequencies; the ``llama3`` stretching is the
 one of Meta's Llama 3.1 (https://github.com/meta-llama/llama-models, ``apply_scaling``), LongRoPE that of Ding et al.
 2024 (https://arxiv.org/abs/2402.13753): a document that is longer than the original context is turned, all of it, by
-other frequencies than a shorter one. Each document of a packed stream is looked at alone.
+other frequencies than a shorter one. Each document of a packed stream is looked at alone. YaRN is that of Peng et al.
+2023 (https://arxiv.org/abs/2309.00071, section 3.4), as its authors' code and transformers compute it.
 T: tokens. E: head_dim / 2.
 """
 
@@ -35,7 +36,8 @@ def rope_tables(config: ModelConfig, positions_T: Tensor, cu_seqlens: Tensor) ->
         frequencies = torch.where(is_long_T1, long_E, short_E)
         tables = _tables(positions_T, frequencies, scaling.attention_factor)
     else:
-        tables = _tables(positions_T, _frequencies(config, device)[0])
+        factor = scaling.attention_factor if scaling is not None else 1.0
+        tables = _tables(positions_T, _frequencies(config, device)[0], factor)
     if config.local_rope_theta is None:
         return tables, tables
     return tables, _tables(positions_T, _local_frequencies(config, device))
@@ -83,7 +85,10 @@ def inverse_frequencies(config: ModelConfig) -> tuple[Tensor, Tensor]:
         )
         powers_E = config.rope_theta ** _exponents(config.head_dim)
         return 1.0 / (short_E * powers_E), 1.0 / (long_E * powers_E)
-    stretched_E = plain_E / scaling.factor if scaling.kind == "linear" else _llama3(plain_E, scaling)
+    if scaling.kind == "yarn":
+        stretched_E = _yarn(config.rope_theta ** _exponents(config.head_dim), config, scaling)
+    else:
+        stretched_E = plain_E / scaling.factor if scaling.kind == "linear" else _llama3(plain_E, scaling)
     return stretched_E, stretched_E
 
 
@@ -102,3 +107,23 @@ def _llama3(plain_E: Tensor, scaling: RopeScaling) -> Tensor:
     blended_E = (1 - kept_E) * plain_E / scaling.factor + kept_E * plain_E
     stretched_E = torch.where(turns_E < scaling.low_freq_factor, plain_E / scaling.factor, blended_E)
     return torch.where(turns_E > scaling.high_freq_factor, plain_E, stretched_E)
+
+
+def _yarn(powers_E: Tensor, config: ModelConfig, scaling: RopeScaling) -> Tensor:
+    """As ``_llama3``, but blended by the place of the channel: the borders are those channels whose wave turns so often
+    in the original context."""
+
+    def channel(turns: float) -> float:
+        original = scaling.original_context / (turns * 2 * math.pi)
+        return config.head_dim * math.log(original) / (2 * math.log(config.rope_theta))
+
+    first, last = channel(scaling.high_freq_factor), channel(scaling.low_freq_factor)
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, config.head_dim - 1)
+    last += 0.001 if first == last else 0  # as the authors' code does
+    stretched_E = ((torch.arange(len(powers_E), dtype=torch.float32, device="cpu") - first) / (last - first)).clamp(
+        0, 1
+    )
+    kept_E = 1 - stretched_E
+    return 1.0 / (scaling.factor * powers_E) * (1 - kept_E) + 1.0 / powers_E * kept_E

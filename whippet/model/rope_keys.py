@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from whippet.errors import ModelError
-from whippet.model.config import ModelConfig, RopeScaling
+from whippet.model.config import ModelConfig, RopeKind, RopeScaling
 from whippet.model.config_keys import Keys
 
 PLAIN_THETA = 10000.0
-KINDS: Mapping[str, Literal["linear", "llama3", "longrope"]] = {
+KINDS: Mapping[str, RopeKind] = {
     "linear": "linear",
     "llama3": "llama3",
     "longrope": "longrope",
+    "yarn": "yarn",
 }
+BETA_FAST, BETA_SLOW = 32.0, 1.0
+"""What YaRN takes where a config says nothing."""
 
 
 def read_rope(
@@ -28,7 +31,7 @@ def read_rope(
     context: int,
     head_dim: int,
     *,
-    kinds: Mapping[str, Literal["linear", "llama3", "longrope"]] = KINDS,
+    kinds: Mapping[str, RopeKind] = KINDS,
     original: int | None = None,
 ) -> tuple[float, RopeScaling | None]:
     """Theta, and how frequencies are stretched. ``kinds``: the names of ``rope_type`` that the family knows.
@@ -41,7 +44,10 @@ def read_rope(
     params = old if old.config else new
     theta = params.real("rope_theta", keys.real("rope_theta", PLAIN_THETA))
     keys.must_be("partial_rotary_factor", 1.0)
-    return theta, _scaling(params, keys, context, head_dim, kinds, original)
+    scaling = _scaling(params, keys, context, head_dim, kinds, original)
+    if scaling is not None and scaling.kind == "yarn" and theta <= 1:
+        raise ModelError(f"{keys.where}: rope_theta is {theta:g}, and must be above 1 for yarn")
+    return theta, scaling
 
 
 def read_rope_of_kinds(
@@ -55,7 +61,8 @@ def read_rope_of_kinds(
     full, windowed, old = kinds.table("full_attention"), kinds.table("sliding_attention"), keys.table("rope_scaling")
     params = Keys(full.config | old.config, old.where if old.config else full.where)
     _check_plain(windowed)
-    scaling = _scaling(params, keys, context, head_dim, KINDS, None)
+    known = {name: kind for name, kind in KINDS.items() if kind != "yarn"}  # no published model has both
+    scaling = _scaling(params, keys, context, head_dim, known, None)
     theta = params.real("rope_theta", keys.real("rope_theta", theta))
     return theta, scaling, windowed.real("rope_theta", keys.real("rope_local_base_freq", local))
 
@@ -73,6 +80,16 @@ def rope_to_hf(config: ModelConfig) -> dict[str, Any] | None:
         implied = _attention_factor(config.context / scaling.original_context, scaling.original_context)
         told = {} if scaling.attention_factor == implied else {"attention_factor": scaling.attention_factor}
         return {"type": "longrope", **factors, **told}
+    if scaling.kind == "yarn":
+        return {
+            "rope_type": "yarn",
+            "factor": scaling.factor,
+            "beta_fast": scaling.high_freq_factor,
+            "beta_slow": scaling.low_freq_factor,
+            "truncate": scaling.truncate,
+            "attention_factor": scaling.attention_factor,
+            "original_max_position_embeddings": scaling.original_context,
+        }
     return {
         "rope_type": "llama3",
         "factor": scaling.factor,
@@ -87,7 +104,7 @@ def _scaling(
     keys: Keys,
     context: int,
     head_dim: int,
-    kinds: Mapping[str, Literal["linear", "llama3", "longrope"]],
+    kinds: Mapping[str, RopeKind],
     original: int | None,
 ) -> RopeScaling | None:
     params.must_be("partial_rotary_factor", 1.0)
@@ -112,6 +129,8 @@ def _scaling(
             long_factors=params.reals("long_factor", head_dim // 2),
             attention_factor=params.real("attention_factor", _attention_factor(stretched, before)),
         )
+    if kind == "yarn":
+        return _yarn(params, context, before)
     scaling = RopeScaling(
         kind,
         params.real("factor"),
@@ -122,6 +141,31 @@ def _scaling(
     if scaling.high_freq_factor <= scaling.low_freq_factor:
         raise ModelError(f"{params.where}: high_freq_factor must be above low_freq_factor")
     return scaling
+
+
+def _yarn(params: Keys, context: int, original: int) -> RopeScaling:
+    """The attention factor is 0.1 ln(s) + 1 for a context s times as long, unless it is told, or ``mscale`` and
+    ``mscale_all_dim`` are: then the same with each of them times ln(s), the one by the other (DeepSeek)."""
+    factor = params.real("factor", context / original)
+    fast, slow = params.real("beta_fast", BETA_FAST), params.real("beta_slow", BETA_SLOW)
+    if fast <= slow:
+        raise ModelError(f"{params.where}: beta_fast must be above beta_slow")
+
+    def grown(weight: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+    implied = grown(1.0)
+    if params.config.get("mscale") and params.config.get("mscale_all_dim"):
+        implied = grown(params.real("mscale")) / grown(params.real("mscale_all_dim"))
+    return RopeScaling(
+        "yarn",
+        factor,
+        low_freq_factor=slow,
+        high_freq_factor=fast,
+        truncate=params.flag("truncate", True),
+        original_context=original,
+        attention_factor=params.real("attention_factor", implied),
+    )
 
 
 def _kind(params: Keys) -> str:

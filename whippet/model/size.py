@@ -8,6 +8,7 @@ H: hidden. F: intermediate. V: vocabulary. L: layers. Q, K: query and key-value 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 from whippet.errors import UsageError
 from whippet.model.config import ModelConfig
@@ -139,13 +140,21 @@ def training_flops_per_token(
     output matrix meets only the ``supervised`` share of tokens. ``product`` is what an operation in the projections
     counts.
     """
-    last = config.hidden_size * config.intermediate_size / layer_matrix_parameters(config)
+    last, matrices, head, attention = _operations(config, length)
     whole, half = (number / config.num_layers for number in (recompute - halves, halves))
     every = full or config.post_norms  # the norm behind the last product reads its values
     again = whole * (1 if every else 1 - last) + half * (3 if every else 2) * last
-    matrices = product * matrix_flops_per_token(config) * (2 + full + again)
-    head = head_flops_per_token(config) * (2 + full) * supervised
-    return matrices + head + attention_flops_per_token(config, length) * (3.5 + whole)
+    matrices = product * matrices * (2 + full + again)
+    return matrices + head * (2 + full) * supervised + attention * (3.5 + whole)
+
+
+@cache
+def _operations(config: ModelConfig, length: int) -> tuple[float, float, float, float]:
+    """The last product's share of a layer's weights; forward operations a token in the projections, in the output
+    matrix and in attention."""
+    last = config.hidden_size * config.intermediate_size / layer_matrix_parameters(config)
+    flops = matrix_flops_per_token(config), head_flops_per_token(config), attention_flops_per_token(config, length)
+    return last, *flops
 
 
 def weight_bytes(config: ModelConfig, base: str, item: int) -> dict[str, int]:

@@ -22,9 +22,9 @@ Relation = Literal["adapter", "finetune"]
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---", re.DOTALL)
 LICENCE_LINE = re.compile(r"^license:\s*[\"']?([\w.+-]{1,60})[\"']?\s*$", re.MULTILINE | re.ASCII)
 SHOWN_KEYS = {
-    "model": ("base", "compute"),
+    "model": ("base", "compute", "add_tokens"),
     "lora": ("r", "alpha", "dropout", "targets", "rslora"),
-    "data": ("format", "template", "train_on", "max_length", "packing", "eval_fraction"),
+    "data": ("format", "template", "template_variables", "train_on", "max_length", "packing", "eval_fraction"),
     "train": (
         "objective", "method", "max_steps", "epochs", "learning_rate", "schedule", "warmup", "tokens_per_step",
         "optimizer", "weight_decay", "clip", "seed",
@@ -54,6 +54,8 @@ class CardFacts:
     """What ``verify.json`` holds, for an export."""
     curve: str | None = None
     """Name of the picture of the loss beside the card."""
+    notes: Sequence[str] = ()
+    """What other programs will not like about the files."""
 
 
 def model_card(facts: CardFacts) -> str:
@@ -156,7 +158,7 @@ def _usage(facts: CardFacts) -> str:
     python += ['print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))']
     return (
         f"## How to use\n\nIn this folder, with whippet:\n\n```sh\n{shell}\n```\n\nwith transformers:\n\n"
-        "```python\n" + "\n".join(python) + "\n```"
+        "```python\n" + "\n".join(python) + "\n```" + "".join(f"\n\n{_plain(note)}." for note in facts.notes)
     )
 
 
@@ -182,7 +184,7 @@ def _recipe(run: RunFacts) -> str:
     rows = []
     for table, keys in SHOWN_KEYS.items():
         held = run.table(table) if not (full and table == "lora") else {}
-        rows += [(f"{table}.{key}", _value(held[key])) for key in keys if key in held]
+        rows += [(f"{table}.{key}", _value(held[key])) for key in keys if held.get(key) not in (None, {}, [])]
     return f"## Recipe\n\n{_table(('key', 'value'), rows)}"
 
 
@@ -280,6 +282,8 @@ def _figure(value: Any) -> str:
 def _value(value: Any) -> str:
     if isinstance(value, list | tuple):
         return _plain(", ".join(str(item) for item in value))
+    if isinstance(value, Mapping):
+        return _plain(", ".join(f"{name} = {json.dumps(item, ensure_ascii=False)}" for name, item in value.items()))
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, str):

@@ -38,6 +38,8 @@ class ExportReport:
     """With ``merged_onto`` 16bit: the merged model against the one that was trained. Stated, not judged."""
     comparison: Comparison
     """The files, read back, against the live model that they were made from."""
+    notes: tuple[str, ...] = ()
+    """What other programs will not like about them."""
 
     @property
     def bound_mean_kl(self) -> float:
@@ -64,4 +66,5 @@ class ExportReport:
             lines.append(f"against the model as trained: {self.against_trained}")
         lines.append(f"read back: {self.comparison}")
         lines.append(f"{'passed' if self.passed else 'FAILED'}: mean KL may be {self.bound_mean_kl:g} nats at most")
+        lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)

@@ -1,12 +1,14 @@
 """How much is held at once: the quickest ``Limits`` whose memory fits a budget; and the longest context that does.
 
 Comes in: a ``Workload`` and bytes of the device and the host. Goes out: ``Limits``; if none fit, an error that names
-what the recipe could change. Every candidate's memory and time are predicted (``memory.py``); there are a few thousand.
+what the recipe could change. Memory and time of candidates are predicted (``memory.py``). There are ten thousand of
+them, and of most it is known beforehand that they are slower than one that was found to fit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from whippet.errors import UsageError
@@ -46,23 +48,36 @@ def choose_limits(work: Workload, budget: int, host: int | None = None) -> Limit
     parked. UsageError naming what would fit, if none do."""
     room = host_room() if host is None and work.device == "cuda" else host or 0
     rows = _chunk_rows(work, budget)
-    fitting = [limits for limits in _candidates(work, rows, room) if peak_bytes(work, limits) <= budget]
-    if not fitting:
-        least = least_limits(work, room)
-        if peak_bytes(work, least) > budget:
+    best, quickest = None, math.inf
+
+    def too_slow(limits: Limits) -> bool:
+        return step_time(work, limits) >= quickest
+
+    for limits in _candidates(work, rows, room, too_slow):
+        if not too_slow(limits) and peak_bytes(work, limits) <= budget:
+            best, quickest = limits, step_time(work, limits)
+    if best is None:
+        best = least_limits(work, room)
+        if peak_bytes(work, best) > budget:
             raise UsageError(_nothing_fits(work, budget, room))
-        fitting = [least]
-    return min(fitting, key=lambda limits: step_time(work, limits))
+    return best
 
 
-def _candidates(work: Workload, rows: int, host: int) -> Iterator[Limits]:
+def _candidates(
+    work: Workload, rows: int, host: int, too_slow: Callable[[Limits], bool] = lambda _: False
+) -> Iterator[Limits]:
     """Micro-batches from the largest useful one down to the longest example, each with 0 … all layers recomputed, all
-    or some of these by halves; from what lies on the device, or on a GPU as much as may waits in the host's memory."""
+    or some of these by halves; from what lies on the device, or on a GPU as much as may waits in the host's memory.
+    Left out are those that take no less time than limits that are ``too_slow``: nothing is quicker at a size than to
+    compute nothing again; nor, but where layers are entire, than to compute as many layers again all by halves."""
     tokens = max(work.longest, min(work.tokens_per_step, _most_tokens(work)))
     while True:
         for tile in (0, *(tile for tile in TILES if tile < tokens)):
+            if too_slow(Limits(tokens, 0, rows)):
+                break
             for recompute in range(1 if tile else 0, work.config.num_layers + 1):
-                for halves in range(recompute + 1):
+                slow = too_slow(Limits(tokens, recompute, rows, halves=recompute, tile=tile))
+                for halves in range(recompute if slow else 0, recompute + 1):
                     limits = Limits(tokens, recompute, rows, halves=halves, tile=tile)
                     yield limits
                     if recompute and work.device == "cuda" and (park := _most_parked(work, limits, host)):

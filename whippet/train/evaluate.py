@@ -16,7 +16,8 @@ import torch
 from whippet.data.batches import Batches
 from whippet.data.weigh import Weighed
 from whippet.infer.dense import dense
-from whippet.infer.engine import evaluating, generate
+from whippet.infer.engine import generate
+from whippet.infer.evaluating import evaluating
 from whippet.infer.model import Model
 from whippet.infer.sampling import Sampling
 from whippet.model.decoder import Decoder

@@ -24,7 +24,7 @@ from whippet.report.card import CardFacts, license_of, model_card
 from whippet.report.folder import read_run
 from whippet.report.page import write_page
 from whippet.report.plot import loss_png
-from whippet.weights.adapter import save_adapter
+from whippet.weights.adapter import adapter_notes, save_adapter
 from whippet.weights.files import read_json, sync_folder, write_json
 from whippet.weights.hf import write_checkpoint
 from whippet.weights.merge import merged_tensors
@@ -45,7 +45,8 @@ def write_result(model: Model, recipe: Recipe, base_folder: Path, folder: Path) 
             save_adapter(model.decoder, recipe.lora, aside, recipe.model.path, revision=recipe.model.revision)
         template = model.renderer.template
         source = template.source if template is not None else None
-        model.tokenizer.save(aside, chat_template=source, pad_token=recipe.model.pad_token)
+        told = model.renderer.variables
+        model.tokenizer.save(aside, chat_template=source, pad_token=recipe.model.pad_token, variables=told)
 
     return _whole(folder / (MODEL if full else ADAPTER), write)
 
@@ -55,7 +56,7 @@ def write_reports(model: Model, recipe: Recipe, base_folder: Path, folder: Path)
     full = recipe.train.method == "full"
     result = folder / (MODEL if full else ADAPTER)
     loss_png(read_run(folder).records, folder / CURVE, title=folder.name)
-    run = read_run(folder)
+    run, notes = read_run(folder), result_notes(result)
     for place, curve in ((folder, CURVE), (result, None)):
         facts = CardFacts(
             name=folder.name,
@@ -65,9 +66,15 @@ def write_reports(model: Model, recipe: Recipe, base_folder: Path, folder: Path)
             chat=model.has_template,
             license=license_of(base_folder),
             curve=curve,
+            notes=notes if place == result else (),
         )
         (place / CARD).write_text(model_card(facts), encoding="utf-8")
     write_page(read_run(folder), folder / PAGE)
+
+
+def result_notes(result: Path) -> tuple[str, ...]:
+    """What other programs will not like about what was trained."""
+    return tuple(adapter_notes(result)) if result.name == ADAPTER else ()
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -52,6 +52,8 @@ class Material:
     eval_batches: Batches | None
     plan: Plan
     device: torch.device
+    num_ids: int
+    """Ids of the checkpoint's own tokenizer; ``tokenizer`` has more where the recipe adds some."""
 
     @property
     def report(self) -> DataReport:
@@ -129,15 +131,19 @@ def gather(recipe: Recipe, budget: int | None, *, weights: bool = True) -> Mater
             )
     if "fp8" in (recipe.model.base, recipe.model.compute):
         _check_fp8(recipe, config, device, compute)
-    tokenizer = Tokenizer.load(folder)
-    tokenizer.check_pad(recipe.model.pad_token)
-    if tokenizer.vocab_size > config.vocab_size:
+    own = Tokenizer.load(folder)
+    if own.vocab_size > config.vocab_size:
         raise ModelError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} ids and the model's vocabulary {config.vocab_size:,}"
+            f"{folder}: the tokenizer has {own.vocab_size:,} ids and the model's vocabulary {config.vocab_size:,}"
         )
-    renderer = make_renderer(tokenizer, recipe.data.template)
+    # Not special: replies show them, as they do those of models that come with such tokens.
+    tokenizer = own.add(recipe.model.add_tokens, special=False) if recipe.model.add_tokens else own
+    config = dataclasses.replace(config, vocab_size=max(config.vocab_size, tokenizer.vocab_size))
+    tokenizer.check_pad(recipe.model.pad_token)
+    renderer = make_renderer(tokenizer, recipe.data.template, recipe.data.template_variables)
     max_length = min(recipe.data.max_length, config.context)
     prepared = prepare(recipe.data, renderer, max_length=max_length, seed=recipe.train.seed)
+    prepared.report.notes += _told_of_tokens(recipe, own)
     facts = _facts(prepared, max_length)
     tokens_per_step = choose_tokens_per_step(recipe, facts)
     batches = _batches(prepared.train, recipe, tokens_per_step, max_length, shuffle=recipe.data.shuffle)
@@ -156,7 +162,15 @@ def gather(recipe: Recipe, budget: int | None, *, weights: bool = True) -> Mater
         out=Path(recipe.out),
         tokenizer_bytes=tokenizer.num_bytes,
     )
-    return Material(folder, tokenizer, renderer, prepared, batches, eval_batches, plan, device)
+    return Material(folder, tokenizer, renderer, prepared, batches, eval_batches, plan, device, own.vocab_size)
+
+
+def _told_of_tokens(recipe: Recipe, own: Tokenizer) -> list[str]:
+    """Which of the tokens that the recipe adds are new."""
+    known = [text for text in recipe.model.add_tokens if own.token_id(text) is not None]
+    new = len(recipe.model.add_tokens) - len(known)
+    told = [f"{new} tokens added to the vocabulary of {own.vocab_size:,}"] if new else []
+    return [*told, *(f"model.add_tokens: {text!r} was there already" for text in known)]
 
 
 def check_disk(plan: Plan, out: Path) -> None:

@@ -6,8 +6,8 @@ token. Sums of what ``model/size.py`` and ``model/activations.py`` count; what t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, fields
+from functools import cache, cached_property
 
 from whippet.model.activations import Kept, Way, highest_bytes, kept_bytes
 from whippet.model.config import ModelConfig
@@ -49,7 +49,7 @@ class Workload:
 
     config: ModelConfig
     base: str
-    """``fp32``, ``bf16``, ``fp8`` or ``nf4``."""
+    """``fp32``, ``bf16``, ``fp8``, ``int8`` or ``nf4``."""
     item: int
     """Bytes of a number in the compute dtype."""
     lora: LoraOptions | None
@@ -64,8 +64,18 @@ class Workload:
     """Share of tokens that carry loss."""
     fp8: bool = False
     """Whether products with the projections are computed in FP8; over an ``fp8`` base they always are."""
+    by_blocks: bool = False
+    """Whether attention is that of ``kernels/block_attention.py``, whose scores are in memory."""
 
-    @property
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Made once: a plan asks for it tens of thousands of times."""
+        return hash(tuple(getattr(self, field.name) for field in fields(self)))
+
+    @cached_property
     def trained(self) -> int:
         """Parameters that are trained."""
         if self.lora is None:
@@ -90,17 +100,28 @@ class Workload:
         again, halves = limits.recompute - limits.entire, limits.halves - limits.entire
         return self.flops_per_token(again, length, product, halves=halves)
 
+    @property
+    def _product(self) -> float:
+        """Time of an operation in the projections."""
+        return FP8_PRODUCT if self.fp8 or self.base == "fp8" else 1.0
+
     def time_per_token(self, limits: Limits, length: int) -> float:
         """The same in the time that an operation of 16 bit takes, with that of copies which show."""
-        product = FP8_PRODUCT if self.fp8 or self.base == "fp8" else 1.0
-        layer = 2 * layer_matrix_parameters(self.config) * product
-        layer += attention_flops_per_token(self.config, length) / self.config.num_layers
+        product, layer = self._product, _layer_time(self, length)
         kept = kept_of(self)
         whole, halves = _parked_layers(limits)
         time = self.operations_per_token(limits, length, product)
         time += _copies_shown(whole, OPERATIONS_PER_BYTE * whole * kept.x, layer)
         parked = halves * kept.half + limits.entire * kept.mlp
         return time + _copies_shown(halves, OPERATIONS_PER_BYTE * parked / (LINK_FILLED if limits.entire else 1), layer)
+
+
+@cache
+def _layer_time(work: Workload, length: int) -> float:
+    """Of a layer's forward pass, a token of documents of ``length``."""
+    config = work.config
+    products = 2 * layer_matrix_parameters(config) * work._product
+    return products + attention_flops_per_token(config, length) / config.num_layers
 
 
 def _copies_shown(layers: int, copies: float, layer: float) -> float:
@@ -178,7 +199,18 @@ def _layer_bytes(work: Workload, way: Way, tokens: int, tile: int) -> int:
     in_place = work.device == "cuda" and work.lora is not None and not work.lora.dropout
     kept, tile = kept_of(work), 0 if way == "kept" else tile
     held = work.config, work.base, work.item
-    return highest_bytes(*held, kept, way, tokens, tile, in_place=in_place, fp8=work.fp8)
+    blocks_of = min(work.longest, tokens) if work.by_blocks else 0
+    return highest_bytes(
+        *held,
+        kept,
+        way,
+        tokens,
+        tile,
+        in_place=in_place,
+        fp8=work.fp8,
+        device=work.device,
+        blocks_of=blocks_of,
+    )
 
 
 def _stream_bytes(config: ModelConfig) -> int:

@@ -47,7 +47,9 @@ def needs(config: ModelConfig) -> Needs:
 
 
 def _training(config: ModelConfig, base: str, lora: LoraOptions | None) -> int:
-    work = Workload(config, base, ITEM, lora, "adamw", "cuda", TOKENS, TOKENS, 1.0)
+    # Whether flash-attn-4 will be there is not known; without it a soft cap takes most.
+    capped = config.attention_softcap is not None
+    work = Workload(config, base, ITEM, lora, "adamw", "cuda", TOKENS, TOKENS, 1.0, by_blocks=capped)
     return peak_bytes(work, least_limits(work))
 
 

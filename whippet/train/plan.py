@@ -160,6 +160,7 @@ def make_plan(
     ``recipe.model.base`` must be resolved. Raises UsageError if nothing fits, naming what would.
     """
     lora = recipe.lora if recipe.train.method == "lora" else None
+    attention = backend(device, compute, config.head_dim, config.attention_softcap is not None)
     work = Workload(
         config=config,
         base=recipe.model.base,
@@ -171,6 +172,7 @@ def make_plan(
         tokens_per_step=tokens_per_step,
         supervised=data.num_trained / data.num_tokens,
         fp8=recipe.model.compute == "fp8",
+        by_blocks=attention == "sdpa" and config.attention_softcap is not None,
     )
     limits = choose_limits(work, budget)
     peak = peak_bytes(work, limits)
@@ -189,7 +191,7 @@ def make_plan(
         base=recipe.model.base,
         compute="fp8" if recipe.model.compute == "fp8" else str(compute).removeprefix("torch."),
         device=str(device),
-        attention=backend(device, compute, config.head_dim, config.attention_softcap is not None),
+        attention=attention,
         num_parameters=parameters(config),
         num_trained=work.trained,
         method=recipe.train.method,

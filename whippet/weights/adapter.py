@@ -29,7 +29,15 @@ from whippet.weights.header import TensorInfo, read_header, refuse_pickle
 from whippet.weights.hf import save_tensors
 from whippet.weights.names import Part, peft_module, table
 
-__all__ = ["CONFIG", "WEIGHTS", "adapter_config", "load_adapter", "read_adapter_config", "save_adapter"]
+__all__ = [
+    "CONFIG",
+    "WEIGHTS",
+    "adapter_config",
+    "adapter_notes",
+    "load_adapter",
+    "read_adapter_config",
+    "save_adapter",
+]
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -37,8 +45,8 @@ FLOATS = ("F32", "F16", "BF16")
 MAGNITUDE = ".lora_magnitude_vector"
 KEY = re.compile(r"layers\.(\d{1,6})\.(\w+)\.(a|b)", re.ASCII)
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-VLLM_RANK = 16
-"""What ``vllm serve`` allows unless ``--max-lora-rank`` says more."""
+VLLM_RANK, VLLM_RANKS = 16, (32, 64, 128, 256, 320, 512)
+"""What ``vllm serve`` allows unless ``--max-lora-rank`` says more, and what that may say (its ``config/lora.py``)."""
 
 
 def save_adapter(
@@ -71,11 +79,19 @@ def save_adapter(
         dora=bool(magnitudes),
     )
     write_json(folder / CONFIG, config)
-    largest = max([options.r, *ranks.values()])
-    refused = [key for key, held in (("modules_to_save", saved), ("use_dora", magnitudes)) if held]
+    return adapter_notes(folder)
+
+
+def adapter_notes(folder: Path) -> list[str]:
+    """What other programs will not like about the adapter in ``folder``, a line each."""
+    config = read_config(folder)
+    refused = [key for key, held in (("modules_to_save", config.modules_to_save), ("use_dora", config.dora)) if held]
     notes = [f"vLLM refuses adapters with {key}; merge it for that (whippet export --to hf)" for key in refused]
-    if largest > VLLM_RANK:
-        notes.append(f"vLLM wants --max-lora-rank {largest} for it")
+    largest = max([config.r, *config.rank_pattern.values()])
+    if largest > VLLM_RANKS[-1]:
+        notes.append(f"vLLM takes ranks up to {VLLM_RANKS[-1]}, and this has {largest}; merge it for that")
+    elif largest > VLLM_RANK:
+        notes.append(f"vLLM wants --max-lora-rank {min(r for r in VLLM_RANKS if r >= largest)} for it")
     return notes
 
 

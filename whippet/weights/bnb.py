@@ -155,10 +155,8 @@ def _read_4bit(
 ) -> NF4Tensor:
     state = _check_4bit(reader, name, shape, kind)
     dtype = DTYPES[state["dtype"]]
-    codes, absmax = (
-        reader.tensor(name, device).flatten().clone().view(torch.uint8),
-        _part(reader, name + ".absmax", device),
-    )
+    codes = reader.tensor(name, device).flatten().view(torch.uint8)
+    absmax = _part(reader, name + ".absmax", device)
     if name + ".nested_absmax" not in reader.tensors:
         return NF4Tensor(codes, absmax, shape, dtype)
     return NF4Tensor(
@@ -199,11 +197,11 @@ def _check_part(reader: CheckpointReader, name: str, dtype: str, count: int) -> 
 
 
 def _part(reader: CheckpointReader, name: str, device: torch.device) -> Tensor:
-    """A flat copy of one of those tensors."""
-    tensor = reader.tensor(name, device).flatten().clone()
+    """One of those tensors, flat. It is looked at before it goes to a GPU, which would have to be waited for."""
+    tensor = reader.tensor(name).flatten()
     if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
         raise ModelError(f"{reader.files[name]}: {name} holds NaN or infinity")
-    return tensor
+    return tensor.to(device)
 
 
 def _is_finite(value: Any) -> bool:

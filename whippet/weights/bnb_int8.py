@@ -73,7 +73,7 @@ def read(
     """The quantised matrix ``name``, which must have ``shape``, on ``device``. ModelError for NaN or infinity in it."""
     check(reader, name, shape)
     scales = name.removesuffix("weight") + "SCB"
-    absmax = reader.tensor(scales, device).flatten().clone()
+    absmax = reader.tensor(scales).flatten()
     if not bool(absmax.isfinite().all()):
         raise ModelError(f"{reader.files[scales]}: {scales} holds NaN or infinity")
-    return Int8Tensor(reader.tensor(name, device).clone(), absmax, torch.float32, threshold)
+    return Int8Tensor(reader.tensor(name, device), absmax.to(device), torch.float32, threshold)

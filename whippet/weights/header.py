@@ -8,7 +8,7 @@ and fill the data without gap or overlap. In: a path. Out: what each tensor is. 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ class TensorInfo:
     """The format's name, such as ``BF16``."""
     shape: tuple[int, ...]
     nbytes: int
+    begin: int = field(default=0, compare=False)
+    """Where its bytes begin in the file."""
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
@@ -57,7 +59,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             raw = file.read(length)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
-    tensors = _check(parse_json(raw, f"{path}: header"), size - 8 - length, path)
+    tensors = _check(parse_json(raw, f"{path}: header"), 8 + length, size - 8 - length, path)
     # Python reads -0 as the natural number 0, safetensors refuses it; what we read, every reader must read alike.
     if b"-0" in raw and b"-0" in TEXTS.sub(b"", raw):
         raise ModelError(f"{path}: header: holds -0; wanted natural numbers only")
@@ -89,7 +91,7 @@ def said_of_pickle(path: Path) -> str:
     return f"{reason} opens one. {ADVICE}"
 
 
-def _check(header: dict[str, Any], data_bytes: int, path: Path) -> dict[str, TensorInfo]:
+def _check(header: dict[str, Any], data_begin: int, data_bytes: int, path: Path) -> dict[str, TensorInfo]:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ModelError(f"{path}: __metadata__ must map text to text")
@@ -97,7 +99,7 @@ def _check(header: dict[str, Any], data_bytes: int, path: Path) -> dict[str, Ten
     places: list[tuple[int, int, str]] = []
     for name, entry in header.items():
         info, begin = _entry(name, entry, path)
-        tensors[name] = info
+        tensors[name] = replace(info, begin=data_begin + begin)
         places.append((begin, begin + info.nbytes, name))
     # Before gaps and overlaps: a download that broke off is the likeliest fault, and how much is missing tells it best.
     wanted_bytes = max((end for _, end, _ in places), default=0)

@@ -11,10 +11,9 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -22,21 +21,29 @@ from whippet.errors import ModelError, UsageError
 from whippet.paths import inside
 from whippet.weights.files import read_json, write_json, written_aside
 from whippet.weights.header import PICKLE_SUFFIXES, TensorInfo, read_header, refuse_pickle, said_of_pickle
+from whippet.weights.reading import Files
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5 * 10**9
 """What transformers writes too."""
+TORCH = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3": torch.float8_e4m3fn, "I16": torch.int16, "U16": torch.uint16, "F16": torch.float16,
+    "BF16": torch.bfloat16, "I32": torch.int32, "U32": torch.uint32, "F32": torch.float32, "I64": torch.int64,
+    "U64": torch.uint64, "F64": torch.float64,
+}  # fmt: skip
+"""The format's names of dtypes."""
 
 
 class CheckpointReader:
-    """The tensors of a folder. One file is open at a time; used as a context manager it is closed at the end."""
+    """The tensors of a folder. Used as a context manager its files are closed at the end."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.tensors: dict[str, TensorInfo] = {}
         self.files: dict[str, Path] = {}
-        self._open: tuple[Path, str, Any] | None = None
+        self._opened = Files()
         for path, listed in _shards(folder).items():
             self._take(path, listed)
 
@@ -52,22 +59,17 @@ class CheckpointReader:
         return sum(info.nbytes for info in self.tensors.values())
 
     def tensor(self, name: str, device: torch.device | str = "cpu") -> Tensor:
-        """One tensor, in the file's dtype. On the CPU it may be a view of the mapped file: copy what is to be kept."""
-        path = self.files[name]
+        """One tensor, in the file's dtype, in memory of its own."""
+        path, info = self.files[name], self.tensors[name]
         try:
-            return self._handle(path, str(device)).get_tensor(name)
-        except (SafetensorError, OSError) as error:
+            flat = self._opened.read(path, info.begin, info.nbytes, torch.device(device))
+        except OSError as error:
             raise ModelError(f"{path}: tensor {name!r} cannot be read: {error}") from error
+        return flat.view(TORCH[info.dtype]).view(info.shape)
 
     def close(self) -> None:
-        """Let go of the open file. Tensors that were read stay valid."""
-        self._open = None
-
-    def _handle(self, path: Path, device: str) -> Any:
-        if self._open is None or self._open[:2] != (path, device):
-            self._open = None
-            self._open = (path, device, safe_open(path, framework="pt", device=device))
-        return self._open[2]
+        """Let go of the open files. Tensors that were read stay valid."""
+        self._opened.close()
 
     def _take(self, path: Path, listed: set[str] | None) -> None:
         header = read_header(path)

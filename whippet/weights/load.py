@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from whippet.chat.checkpoint_templates import FOLDER as TEMPLATES
 from whippet.errors import ModelError, UsageError
 from whippet.kernels.fp8_tensor import FP8Tensor
 from whippet.kernels.int8 import THRESHOLD, Int8Tensor
@@ -30,11 +31,21 @@ from whippet.weights.hf import CheckpointReader
 from whippet.weights.meta import MetaReader, is_meta
 from whippet.weights.names import Entry, Part, table
 
+
+def folders_but(name: str) -> list[str]:
+    """Patterns of ``fnmatch``, for which ``*`` is also ``/``, that match every path in a folder but those right in the
+    folder ``name``: one for each place where another name may differ, and for each where it may end."""
+    others = [f"{name[:place]}[!{letter}]*/*" for place, letter in enumerate(name)]
+    shorter = [f"{name[:place]}/*" for place in range(len(name))]
+    return [*others, *shorter, f"{name}[!/]*/*", f"{name}/*/*"]
+
+
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 HUB_TEXTS = ["*.json", "*.jinja", "tokenizer.model", "tokenizer.model.v*"]
 """Configuration, tokenizer and the index of the weights."""
 HUB_FILES = ["*.safetensors", *HUB_TEXTS]
-HUB_IGNORED = ["*/*", "consolidated*"]
+HUB_IGNORED = [*folders_but(TEMPLATES), f"{TEMPLATES}/*.json", f"{TEMPLATES}/*.safetensors", "consolidated*"]
+"""Of folders within the repository only that of further chat templates is wanted."""
 HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", re.ASCII)
 """Tensors that old checkpoints hold although the config determines them."""
@@ -112,7 +123,11 @@ def open_meta(folder: Path) -> MetaReader:
 
 
 def _checked(reader: CheckpointReader, config: ModelConfig) -> CheckpointReader:
-    _check_names(reader, table(config), config)
+    try:
+        _check_names(reader, table(config), config)
+    except BaseException:
+        reader.close()
+        raise
     return reader
 
 

@@ -20,13 +20,16 @@ from whippet.model.decoder import Decoder
 
 @torch.no_grad()
 def add_rows(decoder: Decoder, before: int, after: int) -> None:
-    """Make ids ``before`` to ``after - 1`` known to ``decoder``; all other rows stay as they are, to the bit.
+    """Make ids ``before`` to ``after - 1`` known to ``decoder`` (none, where the two are equal); all other rows stay as
+    they are, to the bit.
 
     ``before`` and ``after`` are ``Tokenizer.vocab_size`` without and with the added tokens. Matrices shorter than
     ``after`` grow to it; where a checkpoint has spare rows, the first of them are taken, whatever they held. Means are
     taken in fp32. A grown matrix is a new parameter, so this comes before an optimiser is made; whether it is trained
     stays as it was. ModelError if ``before`` is not between 1 and what the model has, or ``after`` is less.
     """
+    if before == after:
+        return
     rows = decoder.config.vocab_size
     if not 1 <= before <= min(rows, after):
         raise ModelError(
