@@ -1,9 +1,11 @@
-"""What the tests of continuous batching share: a plain loop to compare with, requests of every kind, and an
-``Ahead`` batcher that launches the next step first, as on a GPU."""
+"""What the tests of continuous batching share: a plain loop to compare with, requests of every kind, and a batcher that
+does on the CPU what it does on a GPU."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from whippet.infer import batching, engine, pages, room, steps
+from whippet.infer import batching, prefill
 from whippet.infer.batching import Batcher
 from whippet.infer.draw import Drawer, Draws
 from whippet.infer.requests import Event, Request
@@ -30,12 +32,16 @@ SAMPLINGS = [
 ]
 
 
-class Ahead(Batcher):
-    """On a GPU the next step is launched before the tokens of the last are looked at; so it is here, on the CPU."""
+class AsOnGpu(Batcher):
+    """The next step is launched before the tokens of the last are looked at, and passes are filled up to a few sizes,
+    as if they were to be recorded. They are recorded anew each time: there is no graph here that could be replayed."""
 
     def __init__(self, decoder: Decoder, **options: Any) -> None:
         super().__init__(decoder, **options)
         self._ahead, self.went_ahead = True, 0
+        for passes in (self._steps, self._read):
+            passes._met, passes._graphs = _All(), _Nothing()
+        self._steps.records = self._read._records = True
 
     def _launch(self, rows: Any, *, ahead: bool = False) -> Any:
         self.went_ahead += ahead
@@ -44,6 +50,22 @@ class Ahead(Batcher):
     def _sent_back(self, draws: Draws) -> tuple[list[Tensor], None]:
         found = [draws.ids_B, draws.finite_B, draws.logprob_B, draws.top_ids_BN, draws.top_logprobs_BN]
         return [tensor.clone() for tensor in found if tensor is not None], None
+
+
+class _All(set[Any]):
+    def __contains__(self, key: object) -> bool:
+        return True
+
+
+class _Nothing(dict[Any, Any]):
+    def __contains__(self, key: object) -> bool:
+        return False
+
+
+class _Graph:
+    def replay(self) -> None: ...
+
+    def pool(self) -> None: ...
 
 
 class Thirds:
@@ -67,9 +89,14 @@ class Thirds:
 
 
 def small_pages(monkeypatch: pytest.MonkeyPatch, size: int = 4) -> None:
-    """Pages of few tokens, so that short texts meet their borders."""
-    for module in (batching, engine, pages, paged, room, steps):
-        monkeypatch.setattr(module, "PAGE", size)
+    """Pages and passes of few tokens, so that short texts meet their borders; and what ``AsOnGpu`` has no GPU for."""
+    for name, module in list(sys.modules.items()):
+        if (name.startswith("whippet.infer.") or module is paged) and hasattr(module, "PAGE"):
+            monkeypatch.setattr(module, "PAGE", size)
+    monkeypatch.setattr(prefill, "FINE", 2 * size)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: x)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", _Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: nullcontext())
 
 
 def prompt_of(length: int, seed: int = 0) -> tuple[int, ...]:

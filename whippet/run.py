@@ -38,7 +38,7 @@ from whippet.report.folder import read_run
 from whippet.report.metrics import Record, read_metrics
 from whippet.report.results import results
 from whippet.report.trackers import open_tracker
-from whippet.train import finish, folder
+from whippet.train import allocator, finish, folder
 from whippet.train.deterministic import deterministic
 from whippet.train.evaluate import SamplePrompt, sample_prompts
 from whippet.train.job import Job, Stopped
@@ -47,6 +47,7 @@ from whippet.train.material import Material, check_disk, gather, settle
 from whippet.train.objectives import sft
 from whippet.train.plan import existing
 from whippet.train.signals import Terminated, terminable
+from whippet.train.warm import attention_ready
 from whippet.weights.files import read_json, write_json, written_aside
 from whippet.weights.load import load_decoder
 from whippet.weights.resize import add_rows
@@ -186,13 +187,15 @@ def _train(place: Path, recipe: Recipe, material: Material) -> Run:
     started = time.perf_counter()
     full = recipe.train.method == "full"
     with deterministic(recipe.train.deterministic):
-        decoder = load_decoder(
-            material.base_folder,
-            base=recipe.model.base,
-            compute=recipe.model.compute,
-            device=material.device,
-            trainable=full,
-        )
+        allocator.prepare(material.plan.limits, material.device)
+        with attention_ready(material.base_folder, recipe.model, material.plan.examples.longest, material.device):
+            decoder = load_decoder(
+                material.base_folder,
+                base=recipe.model.base,
+                compute=recipe.model.compute,
+                device=material.device,
+                trainable=full,
+            )
         add_rows(decoder, material.num_ids, material.tokenizer.vocab_size)
         if not full:
             lora.attach(decoder, recipe.lora, recipe.train.seed)

@@ -48,14 +48,16 @@ def test_only_a_gpu_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("device", "number"), [("cuda", 2), ("cuda:1", 1)])
 def test_the_cap_is_of_that_card(monkeypatch: pytest.MonkeyPatch, device: str, number: int) -> None:
     """torch takes a share of a card by its number only; ``cuda`` without one is the current card."""
-    shares = []
+    shares, grow = [], []
+    monkeypatch.setattr(context, "let_grow", grow.append)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (0, 1000 * (1 + number)))
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *given: shares.append(given))
     with context._capped(500, torch.device(device)):
         assert shares == [(500 / (1000 * (1 + number)), number)]
-    assert shares[1:] == [(1.0, number)]
+        assert grow == [True]
+    assert shares[1:] == [(1.0, number)] and grow == [True, False]
 
 
 def test_it_is_that_length_which_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +75,7 @@ def test_it_is_that_length_which_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(context, "host_room", lambda: 2**40)
     monkeypatch.setattr(context, "measure", here)
     monkeypatch.setattr(context, "_capped", capped)
-    side = measured_context(small, "41MB", GPU)
-    found = longest(small, "41MB")
-    assert side.value == found.tokens and not side.planned and caps == [(41 * 10**6, GPU)]
+    side = measured_context(small, "309MB", GPU)
+    found = longest(small, "309MB")
+    assert side.value == found.tokens and not side.planned and caps == [(309 * 10**6, GPU)]
     assert side.details["setting"]["length"] == found.tokens and side.details["limits"] == found.limits.as_dict()

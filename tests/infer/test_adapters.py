@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers_batching import Ahead, answers, asked, bare, plain, prompt_of, scores, small_pages, tokens
+from helpers_batching import AsOnGpu, answers, asked, bare, plain, prompt_of, scores, small_pages, tokens
 from helpers_infer import make_decoder
 
 from whippet import lora
@@ -85,7 +85,7 @@ def test_outside_a_choice_the_model_answers_as_before(beside: Decoder, alone: di
     assert torch.equal(scores(beside, prompt_of(9)), scores(alone[None], prompt_of(9)))
 
 
-@pytest.mark.parametrize("kind", [Batcher, Ahead])
+@pytest.mark.parametrize("kind", [Batcher, AsOnGpu])
 def test_a_batch_of_all_equals_each_alone(
     beside: Decoder, alone: dict[str | None, Decoder], kind: type[Batcher], monkeypatch: pytest.MonkeyPatch
 ) -> None:

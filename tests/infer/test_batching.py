@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 from helpers_batching import (
     SAMPLINGS,
-    Ahead,
+    AsOnGpu,
     Thirds,
     answers,
     asked,
@@ -25,12 +26,13 @@ from helpers_infer import make_decoder
 from whippet.errors import UsageError
 from whippet.infer import batching
 from whippet.infer.batching import NOT_FINITE, Batcher
+from whippet.infer.prefill import Prefill, Reading
 from whippet.infer.requests import Event, Request
 from whippet.infer.sampling import Sampling
 from whippet.model.decoder import Decoder
 
 LENGTHS = (5, 1, 9, 4, 20, 8, 17)
-kinds = pytest.mark.parametrize("kind", [Batcher, Ahead])
+kinds = pytest.mark.parametrize("kind", [Batcher, AsOnGpu])
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,7 @@ def test_they_may_come_at_any_time(
     found = answers(batcher, [requests[index] for index in order], arrivals, watch)
     assert [bare(events) for events in found] == [alone[index] for index in order]
     assert most_running == 3
-    assert not isinstance(batcher, Ahead) or batcher.went_ahead > 10
+    assert not isinstance(batcher, AsOnGpu) or batcher.went_ahead > 10
 
 
 @kinds
@@ -138,13 +140,13 @@ def test_long_prompts_go_through_in_pieces(
 ) -> None:
     monkeypatch.setattr(batching, "MOST_PREFILL", 7)
     sizes: list[int] = []
-    run = Batcher._run
+    read = Prefill.__call__
 
-    def counted(self: Batcher, rows: list[batching._Running], ends: list[int]) -> torch.Tensor:
-        sizes.append(sum(end - row.filled for row, end in zip(rows, ends, strict=True)))
-        return run(self, rows, ends)
+    def counted(self: Prefill, rows: Sequence[Reading]) -> torch.Tensor:
+        sizes.append(sum(len(row.ids) for row in rows))
+        return read(self, rows)
 
-    monkeypatch.setattr(Batcher, "_run", counted)
+    monkeypatch.setattr(Prefill, "__call__", counted)
     found = answers(Batcher(decoder), requests, [0, 0, 1, 1, 2, 9, 9])
     assert [bare(events) for events in found] == alone
     assert max(sizes) == 7 and sum(sizes) == sum(LENGTHS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers_batching import Ahead, answers, asked, bare, plain, prompt_of, small_pages
+from helpers_batching import AsOnGpu, answers, asked, bare, plain, prompt_of, small_pages
 from helpers_models import CONFIGS, random_decoder
 
 from whippet.infer import batching
@@ -30,7 +30,7 @@ def one(batcher: Batcher, request: Request) -> list[Event]:
     return events
 
 
-@pytest.mark.parametrize("kind", [Batcher, Ahead])
+@pytest.mark.parametrize("kind", [Batcher, AsOnGpu])
 def test_what_began_the_same_way_is_not_computed_again(decoder: Decoder, kind: type[Batcher]) -> None:
     prompt, batcher = prompt_of(13), kind(decoder)
     first = one(batcher, asked(prompt, Sampling(10)))
@@ -110,7 +110,7 @@ def long_alone(longrope: Decoder) -> list[list[Event]]:
     return [plain(longrope, request) for request in LONG]
 
 
-@pytest.mark.parametrize("kind", [Batcher, Ahead])
+@pytest.mark.parametrize("kind", [Batcher, AsOnGpu])
 @pytest.mark.parametrize("cache_tokens", [None, 52])
 def test_replies_that_outgrow_the_original_context(
     longrope: Decoder,

@@ -68,26 +68,27 @@ def test_each_row_has_its_own_limit(decoder: Decoder) -> None:
         assert reply == Reply(naive(decoder, prompt, sampling.max_new_tokens), "length")
 
 
-@pytest.mark.parametrize(("limit", "value", "pages"), [("MAX_ROWS", 2, 48), ("MAX_CACHE_BYTES", 5000, 8)])
+@pytest.mark.parametrize(
+    ("limit", "value", "pages"), [("MAX_ROWS", 2, 40), ("MAX_CACHE_BYTES", 11_500, 11), ("MAX_CACHE_BYTES", 5_000, 8)]
+)
 def test_few_at_once_change_nothing(
     decoder: Decoder, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, pages: int
 ) -> None:
-    """Of pages of 1 KiB each fewer than two requests need."""
+    """Together they need 40 pages of 4 tokens and 1 KiB, and the largest 8."""
     small_pages(monkeypatch)
     needs = [len(prompt) + 20 for prompt in PROMPTS]
     whole = generate(decoder, PROMPTS, Sampling(20), NO_STOP)
-    assert engine.engine_for(decoder, needs).cache_size == 4 * sum(-(-need // 4) for need in needs)
+    assert engine.engine_for(decoder, needs).cache_size == 4 * 40
     monkeypatch.setattr(engine, limit, value)
-    assert engine.engine_for(decoder, needs).cache_size == 4 * min(pages, sum(-(-need // 4) for need in needs))
+    assert engine.engine_for(decoder, needs).cache_size == 4 * pages
     assert generate(decoder, PROMPTS, Sampling(20), NO_STOP) == whole
     assert [reply.ids for reply in whole] == [naive(decoder, prompt, 20) for prompt in PROMPTS]
 
 
 def test_an_engine_has_room_for_what_it_is_asked_and_what_goes_beside_it(decoder: Decoder) -> None:
     """Pages are of 64 tokens, and the context is of 96."""
-    assert [engine.engine_for(decoder, [need], least=least).cache_size for need, least in ((3, 0), (65, 0), (3, 96))] == [
-        64, 128, 128
-    ]  # fmt: skip
+    for need, least, size in ((3, 0, 64), (65, 0, 128), (3, 96, 128)):
+        assert engine.engine_for(decoder, [need], least=least).cache_size == size
 
 
 def read(made: Engine, number: int, most: int = 99) -> list[int]:

@@ -12,6 +12,7 @@ import pytest
 
 from whippet.kernels import (
     copies,
+    dense_rows,
     fp8,
     gated_linear,
     gated_mlp,
@@ -50,6 +51,15 @@ COMPLETED = {
     "COLUMNS": gated_mlp.COLUMNS, "GATE_RANKS": 16, "UP_RANKS": 16,
 }  # fmt: skip
 KERNELS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "dense rows": (
+        dense_rows._part_kernel,
+        {"x_ptr": "*h", "weight_ptr": "*h", "sums_ptr": "*fp32", "num_rows": "i32", "num_outputs": "i32",
+         "x_stride": "i32", "WIDTH": 4096, "ROUNDS": 4, "ROWS": 16, "OUTPUTS": 64, "INPUTS": 128},
+    ),
+    "dense rows' sum": (
+        dense_rows._sum_kernel,
+        {"sums_ptr": "*fp32", "y_ptr": "*h", "count": "i32", "PARTS": 4, "SUMS": dense_rows.SUMS},
+    ),
     "rms_norm forward": (
         rms_norm._forward_kernel,
         {**NORM_FORWARD, "codes_ptr": "*h", "ROWS": False},

@@ -26,7 +26,7 @@ SHAPES = ((48, 64), (20, 832), (37, 576), (4096, 4096), (6144, 4096), (4096, 143
 @pytest.mark.parametrize("nested", [0, 1, 2])
 def test_rows(shape: tuple[int, int], nested: int, dtype: torch.dtype) -> None:
     weight = cases.weights(*shape, dtype, "cuda", nested)
-    for num_rows in (1, 2, 7, 8, 9, 16):
+    for num_rows in (1, 2, 7, 8, 9, 16, 37):
         cases.check_rows(product, num_rows, weight, dtype, strided=num_rows == 7)
 
 
@@ -40,7 +40,7 @@ def test_layouts(layout: nf4_rows.Layout, monkeypatch: pytest.MonkeyPatch) -> No
 @dtypes
 @pytest.mark.parametrize("shape", [(20, 832), (6144, 4096), (4096, 14336)], ids=str)
 def test_a_row_alone(shape: tuple[int, int], dtype: torch.dtype) -> None:
-    for num_rows in (2, 8, 16):
+    for num_rows in (2, 8, 16, 40):
         cases.check_alone(product, num_rows, cases.weights(*shape, dtype, "cuda", 1), dtype)
 
 

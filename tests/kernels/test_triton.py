@@ -13,7 +13,7 @@ from whippet.kernels import triton_jit
 
 
 @pytest.mark.skipif(triton_jit.triton is None, reason="triton is not installed")
-@pytest.mark.parametrize("name", ["", "_copies", "_fp8", "_paged"])
+@pytest.mark.parametrize("name", ["", "_copies", "_fp8", "_paged", "_rows"])
 def test_kernels_under_the_interpreter(name: str) -> None:
     cases = Path(__file__).with_name(f"interpreted{name}.py")
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(cases)]

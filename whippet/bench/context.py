@@ -16,6 +16,7 @@ from whippet.bench.settings import Setting
 from whippet.bench.steps import measure, workload
 from whippet.errors import UsageError
 from whippet.recipe import parse_bytes
+from whippet.train.allocator import let_grow
 from whippet.train.choose import Longest, host_room, longest_context
 
 GPU = torch.device("cuda")
@@ -70,12 +71,14 @@ def measured_context(setting: Setting, cap: str, device: torch.device) -> Side:
 
 @contextlib.contextmanager
 def _capped(cap: int, device: torch.device) -> Iterator[None]:
-    """torch's allocator may hold ``cap`` bytes."""
+    """torch's allocator may hold ``cap`` bytes, in segments that grow, as in a run of such documents."""
     torch.cuda.empty_cache()
     number = torch.cuda.current_device() if device.index is None else device.index
     _, total = torch.cuda.mem_get_info(number)
     torch.cuda.set_per_process_memory_fraction(min(1.0, cap / total), number)
+    let_grow(True)
     try:
         yield
     finally:
+        let_grow(False)
         torch.cuda.set_per_process_memory_fraction(1.0, number)

@@ -20,7 +20,8 @@ GAP = r"\s{0,64}"
 
 
 class Growing:
-    """A sequence of patterns. ``whole``: matches all of them in order. ``part``: also a text that ends between two."""
+    """Regular expressions in a row. ``whole`` matches all of them; ``part`` also what a text holds of them where it
+    ends between two. Each is taken as one, so a mark goes in letter by letter."""
 
     def __init__(self, *parts: str) -> None:
         self.whole = "".join(parts)
@@ -30,7 +31,7 @@ class Growing:
 
 
 def either(*choices: Growing) -> Growing:
-    """One of several."""
+    """One of several rows."""
     made = Growing()
     made.whole = "(?:" + "|".join(choice.whole for choice in choices) + ")"
     made.part = "(?:" + "|".join(choice.part for choice in choices) + ")"
@@ -38,7 +39,7 @@ def either(*choices: Growing) -> Growing:
 
 
 def after(first: Growing, then: Growing) -> Growing:
-    """One, and the other after it."""
+    """One row, and the other after it."""
     made = Growing()
     made.whole = first.whole + then.whole
     # What ends within the first, or where it ends, is a part of the two.
@@ -51,6 +52,7 @@ def _letters(text: str) -> list[str]:
 
 
 OBJECT = after(Growing(r"\{", GAP, '"'), either(*(Growing(*_letters(key), '"', GAP, ":") for key in KEYS)))
+# The gaps and names are bounded, so that a reply of spaces or letters is not held back for ever.
 KINDS = {
     "hermes": Growing(*_letters("<tool_call>"), GAP, r"\{"),
     "function": Growing(*_letters("<function="), r"[\w.-]{1,128}", ">", GAP, r"\{"),

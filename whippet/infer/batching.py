@@ -22,11 +22,12 @@ from whippet.errors import UsageError
 from whippet.infer.draw import Drawer, Draws
 from whippet.infer.evaluating import evaluating
 from whippet.infer.pages import Held, Pages
+from whippet.infer.prefill import Prefill, Reading
 from whippet.infer.requests import MOST_TOP, Drawn, Event, Request
 from whippet.infer.room import cache_pages, room_for
 from whippet.infer.steps import Steps
 from whippet.model.decoder import Decoder
-from whippet.model.paged import PAGE, PagedCache, Rows
+from whippet.model.paged import PAGE, PagedCache
 
 MOST_PREFILL = 8192
 """Tokens of prompts that go through the decoder at once; longer prompts take several passes."""
@@ -94,6 +95,7 @@ class Batcher:
         self._pages = Pages(pages + 1, keep=reuse)
         most = min(pages, -(-config.context // PAGE))
         self._steps = Steps(decoder, self._cache, max_rows, most)
+        self._read = Prefill(decoder, self._cache, self._steps)
         self._drawer = Drawer(max_rows, config.vocab_size, decoder.device)
         self._slots = list(range(max_rows - 1, -1, -1))
         self._waiting: deque[_Running] = deque()
@@ -204,7 +206,7 @@ class Batcher:
         return 0 < self._border < len(row.ids)
 
     def _prefill(self, rows: list[_Running]) -> list[Event]:
-        """Run what the cache does not hold of ``rows``, up to ``MOST_PREFILL`` tokens; draw for those that are through."""
+        """Run what the cache does not hold of ``rows``, up to ``MOST_PREFILL`` tokens; draw for who is through."""
         chosen: list[_Running] = []
         ends: list[int] = []
         left = MOST_PREFILL
@@ -217,7 +219,12 @@ class Batcher:
             chosen.append(row)
             ends.append(row.filled + count)
             left -= count
-        hidden_BH = self._run(chosen, ends)
+        hidden_BH = self._read(
+            [
+                Reading(row.slot, row.ids[row.filled : end], row.filled, self._adapter(row))
+                for row, end in zip(chosen, ends, strict=True)
+            ]
+        )
         through = [place for place, (row, end) in enumerate(zip(chosen, ends, strict=True)) if end == len(row.ids)]
         for row, end in zip(chosen, ends, strict=True):
             row.filled = end
@@ -232,25 +239,6 @@ class Batcher:
             row.ready = True
             self._steps.put(row.slot, 0, len(row.ids) - 1, self._adapter(row))
         return self._told(self._drawn(done, logits_BV, slots_B))
-
-    def _run(self, rows: list[_Running], ends: list[int]) -> Tensor:
-        """Hidden states [B, H] of the last of each row's new tokens."""
-        sent = self._steps.sent
-        spans = [range(row.filled, end) for row, end in zip(rows, ends, strict=True)]
-        lengths = [len(span) for span in spans]
-        ids_T = sent([row.ids[place] for row, span in zip(rows, spans, strict=True) for place in span], torch.int64)
-        positions_T = sent([place for span in spans for place in span], torch.int64)
-        borders = [0]
-        for length in lengths:
-            borders.append(borders[-1] + length)
-        held = [row.filled for row in rows]
-        pages = max(-(-end // PAGE) for end in ends)
-        table_BN = self._steps.table([row.slot for row in rows], pages)
-        where = Rows(self._cache, table_BN, sent(held, torch.int32), held)
-        wanted = [self._adapter(row) for row, length in zip(rows, lengths, strict=True) for _ in range(length)]
-        with self._decoder.choosing(sent(wanted, torch.int32)):
-            hidden_TH = self._decoder(ids_T, positions_T, sent(borders, torch.int32), max(lengths), cache=where)
-        return hidden_TH[sent(borders[1:], torch.int64) - 1]
 
     def _adapter(self, row: _Running) -> int:
         return self._adapters.get(row.request.adapter or "", 0)
@@ -328,7 +316,7 @@ class Batcher:
                 allowed = row.request.grammar.allowed()
                 mask_BW[place] = 0
                 mask_BW[place, : len(allowed)] = allowed[:words]
-        return mask_BW.to(self._decoder.device)
+        return mask_BW.pin_memory().to(self._decoder.device, non_blocking=True) if self._ahead else mask_BW
 
     def _sent_back(self, draws: Draws) -> tuple[list[Tensor], torch.cuda.Event | None]:
         """What was drawn, on the host once the event is reached."""

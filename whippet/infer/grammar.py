@@ -112,7 +112,7 @@ def laid_out(schema: Mapping[str, Any] | bool, where: str) -> Any:
         return {"x-guidance": LAYOUT} if schema else False
     if not isinstance(schema, Mapping):
         raise UsageError(f"{where}: wanted an object, met {schema!r:.40}")
-    made = {key: value for key, value in schema.items() if key != "x-guidance"} | {"x-guidance": LAYOUT}
+    made = {**schema, "x-guidance": LAYOUT}
     try:
         text = json.dumps(made, allow_nan=False)
     except (ValueError, TypeError, RecursionError) as error:
@@ -142,7 +142,7 @@ def _place(tokenizer: Tokenizer, schema: Any, complaint: str) -> str:
     while (part := next(within, None)) is not None and tries < MAX_TRIES:
         tries += 1
         name, inner = part
-        alone = shared | inner if isinstance(inner, dict) else inner
+        alone = {**shared, **inner, "x-guidance": LAYOUT} if isinstance(inner, dict) else inner
         if _complaint(tokenizer, alone) == complaint:
             path.append(name)
             within = _parts(inner)

@@ -89,7 +89,8 @@ class Model:
 
     ``about`` says in a few words how it is held. ``chat_sampling`` is how ``chat`` draws; everything else takes the
     likeliest token unless told otherwise. The keyword arguments called ``sampling`` below are the fields of
-    ``Sampling``: max_new_tokens, temperature, top_p, top_k, min_p, seed, stop.
+    ``Sampling``: max_new_tokens, temperature, top_p, top_k, min_p, seed, stop, repetition_penalty, presence_penalty,
+    frequency_penalty, logit_bias.
     """
 
     def __init__(
@@ -203,8 +204,8 @@ class Model:
         return Stream(self.decoder, self.tokenizer, ids, sampling, self.renderer.stop_ids, engine)
 
     def _engine(self, need: int) -> Engine | None:
-        """What answers one prompt after another, and knows again what they begin with; None while the model learns, when
-        nothing may be kept. ``need``: tokens of prompt and reply."""
+        """What answers one prompt after another, and knows again what they begin with; None while the model learns,
+        when nothing may be kept. ``need``: tokens of prompt and reply."""
         if any(parameter.requires_grad for parameter in self.decoder.parameters()):
             return None
         # What is kept was computed with the adapter or without it.

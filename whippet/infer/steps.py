@@ -36,7 +36,7 @@ class Steps:
     """The state of ``slots`` sequences in a cache, and the pass that gives each the scores of its next token."""
 
     def __init__(self, decoder: Decoder, cache: PagedCache, slots: int, most_pages: int) -> None:
-        self._decoder, self._cache, self.spare = decoder, cache, slots
+        self._decoder, self._cache, self.spare, self.most_pages = decoder, cache, slots, most_pages
         device = decoder.device
         self.ids_R = torch.zeros(slots + 1, dtype=torch.int64, device=device)
         self.lengths_R = torch.zeros(slots + 1, dtype=torch.int32, device=device)
@@ -45,7 +45,7 @@ class Steps:
         self._graphs: dict[tuple[int, int], _Recorded] = {}
         self._met: set[tuple[int, int]] = set()
         self._pool: Any = None
-        self._records = device.type == "cuda" and not any(
+        self.records = device.type == "cuda" and not any(
             isinstance(projection.quantised, Int8Tensor) for _, projection in decoder.projections()
         )
 
@@ -59,9 +59,9 @@ class Steps:
         for state_R, value in ((self.ids_R, newest), (self.lengths_R, length), (self.adapters_R, adapter)):
             state_R[slot : slot + 1].copy_(self.sent([value], state_R.dtype), non_blocking=True)
 
-    def table(self, slots: Sequence[int], pages: int) -> Tensor:
-        """The first ``pages`` of each of ``slots``."""
-        return self._table_RN[self.sent(slots, torch.int64), :pages]
+    def table(self, slots_B: Tensor, pages: int) -> Tensor:
+        """The first ``pages`` of each of ``slots_B``, int32 [B, N]."""
+        return self._table_RN[slots_B, :pages]
 
     def sent(self, values: Sequence[int], dtype: torch.dtype) -> Tensor:
         """``values`` on the device, without waiting for it."""
@@ -74,7 +74,7 @@ class Steps:
         """Scores [B, V] of the token after each slot's newest, and the slots int64 [B], on the device. ``longest``: no
         row has more tokens, the newest among them. On a GPU the scores are overwritten by the next step."""
         pages = -(-longest // PAGE)
-        if not self._records:
+        if not self.records:
             slots_B = self.sent(slots, torch.int64)
             return self._pass(slots_B, pages), slots_B
         rows = 1 << (len(slots) - 1).bit_length()
@@ -100,7 +100,7 @@ class Steps:
     def _record(self, slots_B: Tensor, pages: int) -> _Recorded:
         static_B = slots_B.clone()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             logits_BV = self._pass(static_B, pages)
         self._pool = self._pool or graph.pool()
         return _Recorded(graph, static_B, logits_BV)

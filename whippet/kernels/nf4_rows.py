@@ -14,7 +14,7 @@ rounded, and of the levels only 16 roundings to x's dtype remain: all are held t
 The order of a row's sums is the same whatever rows lie beside it: a reply does not depend on what else is answered at
 that time.
 
-In: x [T, K] in bf16 or fp16, T ≤ 16; W an ``NF4Tensor`` [N, K]. Out: y [T, N] in x's dtype or fp32. There is no
+In: x [T, K] in bf16 or fp16, T ≤ 64; W an ``NF4Tensor`` [N, K]. Out: y [T, N] in x's dtype or fp32. There is no
 gradient: it serves inference.
 """
 
@@ -33,8 +33,10 @@ from whippet.kernels.nf4_rounding import BLOCK, NF4_CODE
 from whippet.kernels.nf4_rows_cuda import SOURCE
 from whippet.kernels.nf4_tensor import NF4Tensor
 
-MOST_ROWS = 16
-"""More rows are quicker over a matrix that was dequantised."""
+GROUP = 16
+"""Rows of one launch; more go by groups."""
+MOST_ROWS = 64
+"""More rows are quicker over a matrix that was dequantised, if their results may depend on each other's number."""
 GAIN = {torch.bfloat16: 1.436767578125, torch.float16: 1.3662109375}
 """Of multiples of 2⁻¹³ between 1 and 2 the best for normal weights in blocks of 64: the levels' root mean square error
 is 3.1e-4 of absmax in bf16 and 3.2e-5 in fp16, where rounding level · absmax makes 6.5e-4 and 8.1e-5."""
@@ -60,14 +62,15 @@ class Layout(NamedTuple):
         return 256 * 128 * (1 + self.spread) + self.groups * self.warps * (self.stages * stage + 2 * 512 * columns)
 
 
-LAYOUTS = (Layout(8, 2, 3), Layout(8, 2, 2), Layout(8, 1, 2), Layout(4, 1, 2))
-"""The first that a GPU's shared memory holds is taken."""
+LAYOUTS = (Layout(4, 4, 2), Layout(8, 2, 2), Layout(8, 1, 2), Layout(4, 1, 2))
+"""The first that a GPU's shared memory holds is taken. Of fifteen on an H200 the first is the best for all products of
+an 8B model together, with 1 row and with 8 (docs/log.md, 2026-11-25)."""
 STATIC = 256 * 4
 """Bytes of shared memory that all layouts use."""
 
 
 def applies(x_TK: Tensor, weight: NF4Tensor) -> bool:
-    """Whether ``nf4_rows`` serves this product: a GPU since Ampere, NVRTC, 1 to 16 rows in 16 bit."""
+    """Whether ``nf4_rows`` serves this product: a GPU since Ampere, NVRTC, 1 to 64 rows in 16 bit."""
     return (
         x_TK.ndim == 2 and 0 < len(x_TK) <= MOST_ROWS and x_TK.dtype in GAIN and fits(weight) and cuda_jit.usable(x_TK)
     )
@@ -87,8 +90,11 @@ def nf4_rows(x_TK: Tensor, weight: NF4Tensor, dtype: torch.dtype | None = None) 
     The first product of a kind compiles for about a second, and cannot be captured in a CUDA graph.
     """
     y_TN = x_TK.new_empty(len(x_TK), weight.shape[0], dtype=dtype or x_TK.dtype)
-    columns, nested = -(-len(x_TK) // 8), _nested(weight)
-    launch(x_TK, weight, y_TN, _layout(x_TK.device.index, nested, columns))
+    nested = _nested(weight)
+    for start in range(0, len(x_TK), GROUP):
+        group_TK = x_TK[start : start + GROUP]
+        layout = _layout(x_TK.device.index, nested, -(-len(group_TK) // 8))
+        launch(group_TK, weight, y_TN[start : start + GROUP], layout)
     return y_TN
 
 

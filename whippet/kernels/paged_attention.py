@@ -39,7 +39,8 @@ def paged_attention(
     softcap: float | None = None,
 ) -> Tensor:
     """Attention of each row's newest token to all of the row."""
-    if triton_jit.usable(q_BQD):
+    # In fp32 tensor cores and their exponential are less exact than torch is.
+    if triton_jit.usable(q_BQD) and q_BQD.dtype != torch.float32:
         return _launch(q_BQD, keys_PSKD, values_PSKD, table_BN, lengths_B, scale, window, softcap or 0.0)
     return paged_attention_reference(
         q_BQD, keys_PSKD, values_PSKD, table_BN, lengths_B, scale, window=window, softcap=softcap

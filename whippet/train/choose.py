@@ -15,6 +15,7 @@ from whippet.errors import UsageError
 from whippet.infer.dense import free_bytes
 from whippet.options import LoraOptions
 from whippet.report.figures import size
+from whippet.train.allocator import GAPS
 from whippet.train.limits import LEAST_CHUNK_ROWS, LEAST_TILE, Limits
 from whippet.train.memory import LOGIT_BYTES, Workload, kept_of, parked_bytes, peak_bytes
 
@@ -132,7 +133,8 @@ class Longest:
 
 
 def longest_context(work: Workload, budget: int) -> Longest | None:
-    """The most tokens of one document that ``budget`` bytes hold, whatever the host has; None if none do.
+    """The most tokens of one document that ``budget`` bytes hold, whatever the host has; None if none do. All that the
+    allocator maps is to fit, and not its tensors alone.
 
     With everything recomputed and parked, and the MLP half by tiles, the highest moment is attention's backward pass in
     one layer. Then a token has in it (bytes in bf16, of flash-attn-4, and of an 8B model)
@@ -153,7 +155,7 @@ def longest_context(work: Workload, budget: int) -> Longest | None:
 
     def fits(tokens: int) -> bool:
         longer = at(tokens)
-        return peak_bytes(longer, least_limits(longer)) <= budget
+        return peak_bytes(longer, least_limits(longer)) + GAPS <= budget
 
     if not fits(1):
         return None
