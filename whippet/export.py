@@ -2,7 +2,7 @@
 
 Comes in: a run's folder, an adapter, a checkpoint or a hub id. Goes out: a folder, written under another name and
 renamed when it is whole, with a model card and ``verify.json``. Formats: ``hf``, an ordinary checkpoint with the
-adapter merged in fp32; ``adapter``, PEFT's layout.
+adapter merged in fp32; ``adapter``, PEFT's layout; ``gguf:TYPE``, one file for llama.cpp (``weights/gguf.py``).
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from whippet.chat.render import Renderer, make_renderer
 from whippet.chat.tokenizer import Tokenizer
@@ -34,14 +36,20 @@ from whippet.report.compare import Comparison, compare
 from whippet.report.exported import ExportReport
 from whippet.report.figures import size
 from whippet.report.folder import RunFacts, read_run
-from whippet.verify import Ledger, bases_distance, check_tensors, check_words, probe_logits, probes
+from whippet.verify import Ledger, bases_distance, check_tensors, check_words, digest, probe_logits, probes
+from whippet.weights import gguf, gguf_check
 from whippet.weights.adapter import WEIGHTS, load_adapter, read_adapter_config, save_adapter
 from whippet.weights.files import read_json, sync_folder, write_json
+from whippet.weights.gguf_meta import model_pairs
+from whippet.weights.gguf_mix import MIXES
+from whippet.weights.gguf_names import for_llama_cpp
+from whippet.weights.gguf_read import GGUFFile
+from whippet.weights.gguf_words import word_pairs
 from whippet.weights.hf import MAX_SHARD_BYTES, CheckpointReader, write_checkpoint
-from whippet.weights.load import load_decoder, read_config, resolve_model
+from whippet.weights.load import choose_device, load_decoder, read_config, resolve_model
 from whippet.weights.merge import merged_tensors
 
-FORMATS = ("hf", "adapter")
+FORMATS = ("hf", "adapter", *(f"gguf:{mix}" for mix in MIXES))
 MERGE_ONTO = ("trained", "16bit")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 DTYPE_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -117,7 +125,8 @@ def export(
 ) -> ExportReport:
     """Write ``source`` to the folder ``out`` (by default ``hf`` in a run's folder) and compare it with the live model.
 
-    dtype: of the merged weights, ``bf16``, ``fp16`` or ``fp32``; an adapter stays fp32. merge_onto: ``trained`` adds
+    dtype: of the merged weights, ``bf16``, ``fp16`` or ``fp32``; an adapter stays fp32, and the type of a GGUF file is
+    in its format's name. merge_onto: ``trained`` adds
     the adapter to exactly the weights that it was trained over (dequantised, if those were 4 bit), ``16bit`` to those
     of the unquantised checkpoint. Raises UsageError for what cannot be exported, and GateError if what was written
     answers differently from the model; then the files stay, with ``"passed": false`` in ``verify.json``.
@@ -129,14 +138,19 @@ def export(
     folder = _free_folder(source, to, out)
     material = _open(str(source), device)
     _check_possible(material, str(source), to, merge_onto)
-    dtype = "fp32" if to == "adapter" else dtype
+    mix = to.partition(":")[2]
+    if mix and dtype != "bf16":
+        raise UsageError(f"--dtype {dtype}: the type of a GGUF file is chosen by --to gguf:TYPE")
+    dtype = mix or ("fp32" if to == "adapter" else dtype)
     with _written_aside(folder, _bytes_needed(material, to, dtype)) as aside:
         if to == "adapter":
             written = _write_adapter(material, aside)
+        elif mix:
+            written = _write_gguf(material, aside, mix, merge_onto)
         else:
             written = _write_merged(material, aside, dtype, merge_onto, max_shard_bytes)
         report = ExportReport(
-            format=to,
+            format="gguf" if mix else to,
             out=folder,
             dtype=dtype,
             bytes=sum(path.stat().st_size for path in aside.iterdir()),
@@ -183,15 +197,7 @@ def _check_possible(material: Material, source: str, to: str, merge_onto: str) -
 def _write_merged(material: Material, folder: Path, dtype: str, merge_onto: str, max_shard_bytes: int) -> Written:
     """An ordinary checkpoint. One model is in memory at a time, and of the files one shard."""
     prompts = probes(material.renderer, material.config.context)
-    live = material.decoder(material.trained)
-    logits_PV = probe_logits(live, prompts)
-    distance = None if material.quantised else bases_distance(live, material.folder)
-    against = None
-    if merge_onto == "16bit" and material.trained != material.stored:
-        del live
-        live = material.decoder(material.stored)
-        trained_PV, logits_PV = logits_PV, probe_logits(live, prompts)
-        against = compare(trained_PV, logits_PV)
+    live, logits_PV, distance, against = _live(material, prompts, merge_onto)
     ledger = Ledger()
     tensors = ledger.watched(merged_tensors(live, DTYPES[dtype]))
     write_checkpoint(folder, tensors, max_shard_bytes=max_shard_bytes)
@@ -203,7 +209,50 @@ def _write_merged(material: Material, folder: Path, dtype: str, merge_onto: str,
     back = load_decoder(folder, base="bf16" if dtype == "bf16" else "fp32", compute="fp32", device=material.device)
     comparison = compare(logits_PV, probe_logits(back, prompts))
     onto = merge_onto if material.located.adapter is not None else None
-    return Written(ledger.num_parameters, comparison, onto, distance or None, against)
+    return Written(ledger.num_parameters, comparison, onto, distance, against)
+
+
+def _write_gguf(material: Material, folder: Path, mix: str, merge_onto: str) -> Written:
+    """One file. The model that is compared is read from it alone, metadata and all."""
+    config, notes = for_llama_cpp(material.config)
+    prompts = probes(material.renderer, config.context)
+    live, logits_PV, distance, against = _live(material, prompts, merge_onto)
+    # Matrices that an adapter parted are the live model's, not the checkpoint's.
+    config = replace(config, tie_embeddings=live.config.tie_embeddings)
+    with TemporaryDirectory(dir=folder) as scratch:
+        material.save_words(Path(scratch))
+        described = read_json(Path(scratch) / "tokenizer.json")
+    words, more = word_pairs(material.renderer, described, config.vocab_size)
+    name = material.run.name if material.run is not None else material.folder.name
+    pairs = model_pairs(config, mix, name) | words
+    plan, ledger = gguf.planned(config, mix), Ledger()
+    tensors = ledger.watched(gguf.packed(config, merged_tensors(live), plan, live.device))
+    path = folder / f"model-{mix}.gguf"
+    gguf.write_gguf(path, pairs, plan, tensors)
+    del live, tensors
+    with GGUFFile(path) as file:
+        gguf_check.check_file(file, plan, ledger.digests, digest)
+        gguf_check.check_words(file, material.renderer, pairs)
+        back = gguf.load_gguf(file, choose_device(material.device))
+    comparison = compare(logits_PV, probe_logits(back, prompts))
+    onto = merge_onto if material.located.adapter is not None else None
+    return Written(parameters(config), comparison, onto, distance, against, (*notes, *more))
+
+
+def _live(
+    material: Material, prompts: list[list[int]], merge_onto: str
+) -> tuple[Decoder, Tensor, float | None, Comparison | None]:
+    """The model that is written, its logits, how far the trained base is from the unquantised one, and, if the adapter
+    goes over the latter, how far that model is from the trained one."""
+    live = material.decoder(material.trained)
+    logits_PV = probe_logits(live, prompts)
+    distance = None if material.quantised else bases_distance(live, material.folder)
+    if merge_onto == "trained" or material.trained == material.stored:
+        return live, logits_PV, distance or None, None
+    del live
+    live = material.decoder(material.stored)
+    trained_PV, logits_PV = logits_PV, probe_logits(live, prompts)
+    return live, logits_PV, distance or None, compare(trained_PV, logits_PV)
 
 
 def _write_adapter(material: Material, folder: Path) -> Written:
@@ -265,6 +314,8 @@ def _bytes_needed(material: Material, to: str, dtype: str) -> int:
     if to == "adapter":
         assert material.located.adapter is not None
         return (material.located.adapter / WEIGHTS).stat().st_size + SIDE_BYTES
+    if dtype in MIXES:
+        return gguf.planned_bytes(gguf.planned(for_llama_cpp(material.config)[0], dtype)) + SIDE_BYTES
     return parameters(material.config) * DTYPES[dtype].itemsize + SIDE_BYTES
 
 
@@ -273,7 +324,7 @@ def _free_folder(source: str | Path, to: str, out: str | Path | None) -> Path:
     if out is None:
         if not (Path(source) / RECIPE).is_file():
             raise UsageError(f"{source} is no run's folder, so say where to write: --out DIR")
-        out = Path(source) / to
+        out = Path(source) / to.replace(":", "-")
     folder = Path(out).expanduser().absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is there already and not an empty folder; choose another with --out")

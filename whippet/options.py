@@ -1,6 +1,6 @@
 """Every key of a recipe, on one page.
 
-A recipe (TOML) has the tables ``[model] [lora] [data] [train] [memory]`` and the key ``out``; each class below is one
+A recipe (TOML) has the tables ``[model] [lora] [data] [train] [memory] [energy]`` and the key ``out``; each class below is one
 table, each field one key, with its meaning, its unit and its default. ``recipe.py`` reads and checks them. The file
 imports nothing heavy, so that a mistyped key is answered before torch is loaded.
 """
@@ -152,6 +152,23 @@ class MemoryOptions:
 
 
 @dataclass(frozen=True)
+class EnergyOptions:
+    """What measuring cannot know. It changes no number of the training; see ``docs/energy.md``."""
+
+    country: str | None = None
+    """Where the machine stands, as an ISO 3166 code of three letters such as ``"FRA"``: gives the grams of CO2 of its
+    electricity. Without it energy is told and CO2 is not."""
+    pue: float = 1.0
+    """Power usage effectiveness: what the building takes for each unit that the machine takes. 1 for a machine on a
+    desk; 1.1 to 1.6 in data centres."""
+    renewable_share: float = 0.0
+    """Share of the electricity, 0 to 1, that is matched by purchases of renewable energy. It lowers the market-based
+    figure, never the location-based one."""
+    gpu_watts: float | None = None
+    """Counts the GPU as so many watts for as long as it was held, an estimate, instead of reading its own counter."""
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A whole run: ``recipe.toml`` in the run's folder holds it with every value filled in."""
 
@@ -160,5 +177,6 @@ class Recipe:
     data: DataOptions = field(default_factory=DataOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
+    energy: EnergyOptions = field(default_factory=EnergyOptions)
     out: str = ""
     """The run's folder; by default ``runs/<model>-<data>``."""

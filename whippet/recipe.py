@@ -19,6 +19,7 @@ from typing import Any, Literal, Union
 
 from whippet.errors import UsageError
 from whippet.options import KNOWN_TARGETS, TARGETS, LoraOptions, Recipe, Source
+from whippet.report.grid import GRID, suggestion
 
 TABLES = tuple(f.name for f in dataclasses.fields(Recipe) if f.name != "out")
 
@@ -124,6 +125,13 @@ def check(recipe: Recipe, where: str = "recipe") -> Recipe:
         wanted(train.method != "full" and model.base in held_in, "model.compute", model.compute,
                'another than "fp8" unless adapters are trained over model.base = "nf4" or "fp8"')  # fmt: skip
     parse_bytes(recipe.memory.budget, "memory.budget")
+    energy = recipe.energy
+    if energy.country is not None and energy.country not in GRID:
+        told = suggestion(energy.country)
+        raise UsageError(f"{where}: energy.country: no figure for {energy.country!r}{told}")
+    wanted(energy.pue >= 1, "energy.pue", energy.pue, "1 or more")
+    wanted(0 <= energy.renewable_share <= 1, "energy.renewable_share", energy.renewable_share, "from 0 to 1")
+    wanted(energy.gpu_watts is None or energy.gpu_watts > 0, "energy.gpu_watts", energy.gpu_watts, "above 0")
     return recipe
 
 

@@ -35,6 +35,7 @@ from whippet.recipe import make_recipe, parse_bytes, read_recipe, write_recipe
 from whippet.report.display import Display
 from whippet.report.exported import ExportReport
 from whippet.report.folder import read_run
+from whippet.report.meter import Meter
 from whippet.report.metrics import Record, read_metrics
 from whippet.report.results import results
 from whippet.report.trackers import open_tracker
@@ -186,6 +187,7 @@ def _train(place: Path, recipe: Recipe, material: Material) -> Run:
     """Load, adapt, train, finish."""
     started = time.perf_counter()
     full = recipe.train.method == "full"
+    meter = Meter(place, material.device, Display(1).note, recipe.energy.gpu_watts)
     with deterministic(recipe.train.deterministic):
         allocator.prepare(material.plan.limits, material.device)
         with attention_ready(material.base_folder, recipe.model, material.plan.examples.longest, material.device):
@@ -215,7 +217,7 @@ def _train(place: Path, recipe: Recipe, material: Material) -> Run:
             folder=place,
             data_seal=material.data_seal(),
             resume_command=_resume_command(place),
-            trackers=trackers,
+            trackers=[meter, *trackers],
         )
         training = Training(job, Display(material.plan.steps))
         try:
@@ -227,7 +229,7 @@ def _train(place: Path, recipe: Recipe, material: Material) -> Run:
                 "command: it goes on from the last checkpoint"
             ) from error
         finally:
-            for tracker in trackers:
+            for tracker in job.trackers:
                 tracker.close()
     decoder.eval()
     _finish(place, recipe, material, model, time.perf_counter() - started)

@@ -7,21 +7,26 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
-from helpers_infer import write_checkpoint
+from helpers_infer import CHAT, write_checkpoint
 from rich.console import Console
 
 import whippet
 from whippet import lora
+from whippet.chat.messages import Conversation, Message
 from whippet.cli.chat_screen import SideBySide, Wrapped
 from whippet.cli.chat_session import Session, Voice
 from whippet.cli.main import main
 from whippet.errors import UsageError
+from whippet.infer.engine import Engine
 from whippet.infer.model import Model
+from whippet.infer.requests import Event
 from whippet.infer.stream import Stream
+from whippet.model.paged import PAGE
 from whippet.options import LoraOptions
 from whippet.weights.adapter import save_adapter
 from whippet.weights.load import load_decoder
@@ -183,6 +188,87 @@ def test_a_comparison_fits_in_80_columns(model: Model) -> None:
     assert table.count("3 tokens") >= 2
 
 
+def test_the_next_turn_finds_the_talk_in_the_cache(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each prompt what was asked and answered before is known, up to a whole page."""
+    cached: list[int] = []
+    heard = Engine.next
+
+    def listening(engine: Engine, number: int) -> Event:
+        event = heard(engine, number)
+        cached.append(event.cached)
+        return event
+
+    monkeypatch.setattr(Engine, "next", listening)
+    voice = Voice("", whippet.load(checkpoint, base="fp32", device="cpu"))
+    session = Session([voice], {"temperature": 0, "max_new_tokens": 12}, "the quick brown whippet " * 4)
+    known = []
+    for text in ("one", "0123456789" * 5, "three"):
+        session.say(text)
+        cached.clear()
+        list(session.answer(voice))
+        known.append((cached[0], len(voice.stream.prompt_ids)))
+    (first, size), (second, longer), (third, _) = known
+    assert first == 0 and size - PAGE < second <= size and longer - PAGE < third <= longer and third > second > 0
+
+
+def test_commands_that_a_talk_without_tools_has_not(
+    checkpoint: str, model: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe(monkeypatch, "/tools\n")
+    assert main(["chat", checkpoint, *FEW]) == 0
+    assert capsys.readouterr().out == replies(model, "/tools")[0] + "\n"
+
+
+def test_template_variables_reach_both_sides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    template = "{{ mood }}{% for n in years | default([]) %}<{{ n + 1 }}>{% endfor %}" + CHAT
+    folder = str(write_checkpoint(tmp_path, template=template))
+    plain = whippet.load(folder, base="fp32")
+    told = ["--template-variable", "mood=brief", "--template-variable", "years=[2024]"]
+    assert main(["chat", folder, *FEW, "--prompt", "x", *told, "--compare", folder, "--json"]) == 0
+    sizes = [json.loads(line)["prompt_tokens"] for line in capsys.readouterr().out.splitlines()]
+    asked = Conversation((Message("user", "x"),), template_variables={"mood": "brief", "years": [2024]})
+    assert sizes == [len(plain.prompt_ids(asked))] * 2 and sizes[0] > len(plain.prompt_ids(asked.messages))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_a_talk_in_which_all_is_on_a_terminal(checkpoint: str, tmp_path: Path) -> None:
+    """Earlier lines come back at the arrow keys, a reply is drawn while it grows, and --no-history keeps nothing."""
+    import os
+    import pty
+
+    kept = tmp_path / ".local" / "state" / "whippet" / "chat_history"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("one\n/exit\n")
+    pid, terminal = pty.fork()
+    if pid == 0:  # pragma: no cover
+        os.environ |= {"HOME": str(tmp_path), "TERM": "xterm-256color"}
+        os.execv(sys.executable, [sys.executable, "-m", "whippet", "chat", checkpoint, *FEW, "--no-history"])
+    seen = b""
+
+    def until(wanted: bytes) -> None:
+        nonlocal seen
+        while wanted not in seen:
+            seen += os.read(terminal, 4096)
+        seen = seen.partition(wanted)[2]
+
+    until(b"> ")
+    os.write(terminal, b"\x1b[A/help\r")
+    until(b"Ctrl-C stops a reply.")
+    until(b"> ")
+    os.write(terminal, b"two\r")
+    until(b"\x1b[2K")  # the growing reply was drawn and wiped out
+    until(b"8 tokens")
+    until(b"> ")
+    os.write(terminal, b"\x1b[A\x1b[A\r")  # back to /help
+    until(b"Ctrl-C stops a reply.")
+    os.write(terminal, b"/exit\r")
+    with suppress(OSError):  # the other end is closed
+        until(b"never")
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert kept.read_text() == "one\n/exit\n"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 def test_a_talk_on_a_terminal(checkpoint: str, tmp_path: Path) -> None:
     """The program on a pseudo-terminal: two messages, every command, the end of input."""
@@ -193,7 +279,14 @@ def test_a_talk_on_a_terminal(checkpoint: str, tmp_path: Path) -> None:
     typed = f"one\n/regenerate\n/help\n/nope\ntwo\\\nlines\n/save {saved}\n/save {saved}\n/system be brief\n/exit\n"
     master, slave = pty.openpty()
     command = [sys.executable, "-m", "whippet", "chat", checkpoint, *FEW]
-    with subprocess.Popen(command, stdin=slave, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as talk:
+    with subprocess.Popen(
+        command,
+        stdin=slave,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"HOME": str(tmp_path)},
+    ) as talk:
         os.write(master, typed.encode())
         out, _ = talk.communicate(timeout=120)
     os.close(master)
@@ -212,3 +305,5 @@ def test_a_talk_on_a_terminal(checkpoint: str, tmp_path: Path) -> None:
     roles = [message["role"] for message in json.loads(saved.read_text())["messages"]]
     assert roles == ["user", "assistant", "user", "assistant"]
     assert json.loads(saved.read_text())["messages"][2]["content"] == "two\nlines"
+    kept = tmp_path / ".local" / "state" / "whippet" / "chat_history"
+    assert kept.read_text() == typed

@@ -97,6 +97,20 @@ def test_trouble_and_endless_calls_are_told(said: Any, file: str, capsys: pytest
     assert len(model.asked) == 9 and "for the 9th time in a row" in capsys.readouterr().err
 
 
+def test_tools_are_told(
+    said: Any, file: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said("Hello.")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/help\n/tools\nx\n/nope\n"))
+    said("Hello.", "What?")
+    assert main(["chat", "x", "--tools", file, "--yes"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "Hello.\nWhat?\n" and "/tools  " in err and "/reset  " in err
+    assert err.endswith(
+        "  get_current_temperature(location): Get the current temperature at a location.\n  fail(why): Fail.\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("more", "complaint"),
     [

@@ -6,14 +6,17 @@ import io
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
-from helpers_infer import write_checkpoint
+from helpers_infer import CHAT, write_checkpoint
+from helpers_tools import Said, scripted
 
 import whippet
 from whippet.cli import asking
 from whippet.cli.main import main
+from whippet.infer.model import Model
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,36 @@ def test_messages_from_standard_input(
     assert capsys.readouterr().out == expected + "\n"
 
 
+def test_only_tools_that_were_offered_are_called(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = '<tool_call>\n{"name": "%s", "arguments": {}}\n</tool_call>'
+    said = Said("")
+    model = scripted(tmp_path, [])
+    monkeypatch.setattr(model, "stream", lambda *args, **more: said, raising=False)
+    monkeypatch.setattr(model, "message", partial(Model.message, model), raising=False)
+    monkeypatch.setattr(asking, "open_model", lambda *args, **more: model)
+    tool = {"type": "function", "function": {"name": "get", "parameters": {}}}
+    path = tmp_path / "m.json"
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": "x"}], "tools": [tool]}))
+    for name in ("get", "rm"):
+        said.text = call % name
+        assert main(["generate", "x", "--messages", str(path), "--json"]) == 0
+        message = json.loads(capsys.readouterr().out)["message"]
+        assert ("tool_calls" in message) == (name == "get") and (message["content"] == call % name) == (name == "rm")
+
+
+def test_template_variables_reach_the_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(write_checkpoint(tmp_path, template="{{ mood }}" + CHAT))
+    path = tmp_path / "m.json"
+    path.write_text('[{"role": "user", "content": "x"}]')
+    sizes = []
+    for more in ([], ["--template-variable", "mood=0123456789"]):
+        assert main(["generate", folder, "--messages", str(path), "--max-new-tokens", "1", "--json", *more]) == 0
+        sizes.append(json.loads(capsys.readouterr().out)["prompt_tokens"])
+    assert sizes[1] == sizes[0] + len(whippet.load(folder).tokenizer.encode("0123456789"))
+
+
 def test_json_tells_the_figures(checkpoint: str, messages: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", checkpoint, "--messages", messages, "--max-new-tokens", "9", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -86,8 +119,11 @@ def test_sampling_arguments_arrive(checkpoint: str, capsys: pytest.CaptureFixtur
     [
         (["--prompt", "x", "--temperature", "-1"], 2, "temperature = -1.0: must be 0 or more"),
         (["--prompt", "x", "--max-new-tokens", "0"], 2, "max_new_tokens = 0: must be 1 or more"),
-        (["--prompt", "x", "--template", "chatml"], 2, "need --messages"),
-        (["--prompt", "x", "--system", "be brief"], 2, "need --messages"),
+        (["--prompt", "x", "--template", "chatml"], 2, "--template needs --messages"),
+        (["--prompt", "x", "--system", ""], 2, "--system needs --messages"),
+        (["--prompt", "x", "--template-variable", "a=1"], 2, "--template-variable needs --messages"),
+        (["--messages", "SYSTEM", "--template-variable", "a=1"], 2, "reads no variable 'a'"),
+        (["--messages", "SYSTEM", "--template-variable", "a=null", "--template", "TOLD"], 2, "a is None; wanted text"),
         (["--messages", "none.json"], 2, "none.json: cannot be read: No such file"),
         (["--messages", "BROKEN"], 3, "broken.json:2: not valid JSON"),
         (["--messages", "LATIN"], 3, "latin.json: not UTF-8 at byte 1"),
@@ -103,7 +139,8 @@ def test_errors_are_one_line(
     (tmp_path / "broken.json").write_text("[\n{")
     (tmp_path / "latin.json").write_bytes(b"[\xe9]")
     (tmp_path / "system.json").write_text('[{"role": "system", "content": "x"}]')
-    files = {"BROKEN": "broken.json", "LATIN": "latin.json", "SYSTEM": "system.json"}
+    (tmp_path / "told.jinja").write_text(CHAT + "{{ a }}")
+    files = {"BROKEN": "broken.json", "LATIN": "latin.json", "SYSTEM": "system.json", "TOLD": "told.jinja"}
     arguments = [str(tmp_path / files[word]) if word in files else word for word in arguments]
     assert main(["generate", checkpoint, *arguments]) == code
     out, err = capsys.readouterr()

@@ -121,12 +121,27 @@ def test_a_cache_that_is_too_small_for_all_puts_some_back(
 
 @pytest.mark.parametrize("reuse", [False, True])
 def test_who_is_put_back_goes_on_first(decoder: Decoder, reuse: bool) -> None:
-    """It keeps what it has said, and is not told twice what was known of its prompt."""
-    batcher = Batcher(decoder, max_rows=3, cache_tokens=24, reuse=reuse)
-    wanted = [asked(prompt_of(8, seed), Sampling(12)) for seed in range(2)]
-    (first, second) = answers(batcher, [*wanted, asked(prompt_of(4, 9), Sampling(2))])[:2]
-    assert [bare(events) for events in (first, second)] == [plain(decoder, request) for request in wanted]
-    assert [event.cached for event in first + second] == [0] * 24
+    """It keeps what it has said, and is not told twice what was known of its prompt; and a request that came later, for
+    which there would be room, does not overtake it."""
+    batcher = Batcher(decoder, max_rows=2, cache_tokens=24, reuse=reuse)
+    wanted = [asked(prompt_of(8, seed), Sampling(12)) for seed in range(2)] + [asked(prompt_of(4, 9), Sampling(2))]
+    waited = []
+
+    def watch(step: int, told: dict[int, list[Event]]) -> None:
+        waited.append(batcher.running == 1 and batcher.waiting == 2 and 0 < len(told[2]) < 12 and not told[3])
+
+    found = answers(batcher, wanted, after=watch)
+    assert sum(waited) > 3
+    assert [bare(events) for events in found] == [plain(decoder, request) for request in wanted]
+    assert [event.cached for events in found for event in events] == [0] * 26
+
+
+@kinds
+def test_a_full_context_ends_with_length(decoder: Decoder, kind: type[Batcher]) -> None:
+    requests = [asked(prompt_of(length, length), Sampling(50)) for length in (90, 95)]
+    found = answers(kind(decoder), requests)
+    assert [bare(events) for events in found] == [plain(decoder, request) for request in requests]
+    assert [len(events) for events in found] == [6, 1]
 
 
 def test_a_reply_ends_where_the_cache_does(decoder: Decoder) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers_batching import AsOnGpu, answers, asked, bare, plain, prompt_of, small_pages
+from helpers_batching import AsOnGpu, answers, asked, bare, plain, prompt_of, small_pages, tokens
 from helpers_models import CONFIGS, random_decoder
 
 from whippet.infer import batching
@@ -34,7 +34,7 @@ def one(batcher: Batcher, request: Request) -> list[Event]:
 def test_what_began_the_same_way_is_not_computed_again(decoder: Decoder, kind: type[Batcher]) -> None:
     prompt, batcher = prompt_of(13), kind(decoder)
     first = one(batcher, asked(prompt, Sampling(10)))
-    said = [event.drawn.id for event in first if event.drawn is not None]
+    said = tokens(first)
     assert known(first) == 0
     # Full pages, and never the last token; the next turn of a chat finds what was said too, but for its newest token.
     prompts = {
@@ -52,8 +52,19 @@ def test_a_page_is_known_as_soon_as_it_is_full(decoder: Decoder) -> None:
     """Also while the request that filled it runs."""
     batcher, request = Batcher(decoder), asked(prompt_of(13), Sampling(12))
     found = answers(batcher, [request] * 4, [0, 0, 1, 5])
-    assert [known(events) for events in found] == [0, 0, 12, 12]
+    assert [known(events) for events in found] == [0, 12, 12, 12]
     assert [bare(events) for events in found] == [plain(decoder, request)] * 4
+
+
+@pytest.mark.parametrize("moment", [2, 3, 4])
+def test_a_page_is_not_known_before_its_last_token_is_computed(decoder: Decoder, moment: int) -> None:
+    """The newest token of a reply is not in the cache yet: 16 tokens are there when the reply has its fourth."""
+    first = asked(prompt_of(13), Sampling(12))
+    said = tokens(plain(decoder, first))
+    second = asked((*first.prompt, *said[:moment], 1, 2), Sampling(4))
+    found = answers(Batcher(decoder), [first, second], [0, moment])
+    assert known(found[1]) == (16 if moment == 4 else 12)
+    assert [bare(events) for events in found] == [plain(decoder, first), plain(decoder, second)]
 
 
 def test_replies_to_one_prompt_part_ways(decoder: Decoder) -> None:
@@ -61,7 +72,7 @@ def test_replies_to_one_prompt_part_ways(decoder: Decoder) -> None:
     found = answers(Batcher(decoder, max_rows=3), requests)
     assert [bare(events) for events in found] == [plain(decoder, request) for request in requests]
     assert len({str(bare(events)) for events in found}) == 4
-    assert [known(events) for events in found] == [0, 0, 0, 4]
+    assert [known(events) for events in found] == [0, 4, 4, 4]
 
 
 def test_without_reuse_nothing_is_kept(decoder: Decoder) -> None:

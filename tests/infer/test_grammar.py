@@ -124,6 +124,19 @@ def test_whatever_is_drawn_keeps_to_the_schema(tiny: Tokenizer) -> None:
         assert text == json.dumps(json.loads(text), ensure_ascii="\\u" in text) or "\\" in text
 
 
+def test_a_copy_goes_its_own_way_from_there(tiny: Tokenizer) -> None:
+    one = json_schema_grammar(tiny, {"enum": ["left", "right"]})
+    one.accept(tiny.encode('"')[0])
+    other = one.copy()
+    for grammar, word in ((one, "left"), (other, "right")):
+        for letter in word + '"':
+            assert not grammar.complete
+            grammar.accept(next(i for i in ids_of(grammar.allowed()) if tiny.token_text(i) == letter))
+    assert one.complete and other.complete
+    other.accept(tiny.encode("x")[0])
+    assert other.trouble is not None and one.trouble is None
+
+
 @pytest.mark.parametrize("name", ["llama3", "qwen2.5", "mistral-v0.3-instruct", "phi-3-mini"])
 def test_tokenizers_of_all_kinds(name: str, load: Callable[[str], Tokenizer]) -> None:
     """Bytes, SentencePiece with pieces for bytes; what they spell is the same text."""

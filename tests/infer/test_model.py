@@ -15,6 +15,7 @@ from whippet.errors import DataError, ModelError, UsageError
 from whippet.infer.dense import make_dense
 from whippet.infer.model import Model
 from whippet.infer.sampling import Sampling
+from whippet.infer.stream import Stream
 from whippet.weights.load import load_decoder
 
 PROMPTS = ["the quick brown", "one", "日本", "lazy dogs and one grey cat, over", "0123"]
@@ -74,6 +75,16 @@ def test_messages_go_through_the_template(model: Model) -> None:
 def test_the_template_s_end_of_turn_ends_a_reply(model: Model) -> None:
     end = model.tokenizer.token_id("<|im_end|>")
     assert model.renderer.stop_ids == {1, end}
+
+
+def test_only_tools_that_were_offered_are_called(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = {"type": "function", "function": {"name": "get", "parameters": {}}}
+    asked = Conversation((Message("user", "x"),), (tool,))
+    for name, calls in (("get", 1), ("rm", 0)):
+        call = f'<tool_call>\n{{"name": "{name}", "arguments": {{}}}}\n</tool_call>'
+        monkeypatch.setattr(Stream, "text", call)
+        for reply in (model.chat("x", [tool], max_new_tokens=1), model.chat(asked, max_new_tokens=1)):
+            assert len(reply.tool_calls) == calls and reply.content == ("" if calls else call)
 
 
 def test_a_batch_equals_its_rows(model: Model) -> None:

@@ -26,6 +26,12 @@ def test_forms_that_mean_the_same() -> None:
     assert conversation(expected, [TOOL]) == Conversation(expected.messages, (TOOL,))
 
 
+def test_tools_take_nothing_from_a_conversation() -> None:
+    given = Conversation((Message("user", "hi"),), template_variables={"enable_thinking": False})
+    assert conversation(given, [TOOL]) == Conversation(given.messages, (TOOL,), given.template_variables)
+    assert conversation(given) is given
+
+
 @pytest.mark.parametrize("arguments", ['{"a": 1}', {"a": 1}])
 def test_tool_calls(arguments: object) -> None:
     messages = [

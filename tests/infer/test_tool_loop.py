@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from helpers_tools import FILE, scripted, tools_file
 
-from whippet.chat.messages import Message, ToolCall
+from whippet.chat.messages import Conversation, Message, ToolCall
 from whippet.errors import UsageError
-from whippet.infer.tool_loop import Toolbox, called, converse, load_toolbox
+from whippet.infer.tool_loop import ID, Toolbox, called, converse, load_toolbox, with_ids
 
 CALL = '<tool_call>\n{"name": "get_current_temperature", "arguments": {"location": "Paris, France"}}\n</tool_call>'
 WEATHER = ToolCall("get_current_temperature", {"location": "Paris, France"}, "call00000")
@@ -83,6 +83,28 @@ def test_parallel_calls_in_the_order_of_the_reply(tmp_path: Path) -> None:
     assert [message.tool_call_id for message in more[1:4]] == ["call00000", "call00001", "call00002"]
     assert [more[1].content, more[3].content] == ["1", "3"]
     assert json.loads(more[2].content) == {"error": "the user did not allow this call"}
+
+
+def test_a_conversation_keeps_what_its_template_is_told(tmp_path: Path) -> None:
+    template = tmp_path / "told.jinja"
+    template.write_text("{{ mood }}" + SILENT)
+    model = scripted(tmp_path, ["Hello."], str(template))
+    heard: list[Any] = []
+    stream = model.chat_stream
+    model.chat_stream = lambda asked, **more: [heard.append(asked), stream(asked, **more)][1]  # type: ignore
+    asked = Conversation((Message("user", "?"),), template_variables={"mood": "brief"})
+    converse(model, asked, Toolbox([echo]), allow=always)
+    assert heard[0].template_variables == {"mood": "brief"} and heard[0].tools == tuple(Toolbox([echo]).schemas)
+
+
+def test_ids_are_nine_letters_or_digits_whatever_came_before() -> None:
+    """Such as Mistral's templates take. Drawn ones differ from reply to reply, as what came before is not known."""
+    reply = Message("assistant", "", tuple(ToolCall("echo", {}, one) for one in (None, "call_0123456789", "abcDEF123")))
+    for before in (None, (), (reply,)):
+        ids = [[call.id for call in with_ids(reply, before).tool_calls] for _ in range(2)]
+        assert all(ID.fullmatch(str(one)) for one in ids[0]) and len(set(ids[0])) == 3
+        assert (ids[0][2] == "abcDEF123") == (before != (reply,))
+        assert (ids[0] == ids[1]) == (before is not None)
 
 
 def test_rounds_are_bounded(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ print([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)
     assert done.stderr.strip() == "[]"
 
 
-@pytest.mark.parametrize("verb", ["demo", "finetune", "plan", "data", "chat", "generate", "export"])
+@pytest.mark.parametrize("verb", ["demo", "finetune", "plan", "data", "chat", "generate", "serve", "export"])
 def test_help_of_each_verb_loads_no_torch(verb: str) -> None:
     code = f"""
 import sys, whippet.cli.main as main

@@ -18,8 +18,9 @@ TEXT = "Fünf whippets, 日本語 🐕!\n"
 
 
 def sentencepiece_like() -> tokenizers.Tokenizer:
-    """Words that begin with the sign for a space, and bytes for all else."""
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁dog", "s", "▁"]
+    """Words that begin with the sign for a space, and bytes for all else; like Phi-3's it has a letter as a piece with
+    which vocabularies of bytes write a space."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁dog", "s", "▁", "Ġ"]
     core = tokenizers.Tokenizer(
         models.BPE({piece: place for place, piece in enumerate(pieces)}, [], byte_fallback=True, unk_token="<unk>")
     )
@@ -52,8 +53,8 @@ def test_the_bytes_of_pieces_and_of_single_bytes(tmp_path: Path) -> None:
     sentencepiece_like().save(str(tmp_path / "tokenizer.json"))
     made = Tokenizer.load(tmp_path)
     of = TokenBytes(made)
-    assert [of(made.token_id(piece) or 0) for piece in ("▁dog", "s", "▁", "<0xE6>", "</s>")] == [
-        b" dog", b"s", b" ", bytes([0xE6]), b"</s>",
+    assert [of(made.token_id(piece) or 0) for piece in ("▁dog", "s", "▁", "Ġ", "<0xE6>", "</s>")] == [
+        b" dog", b"s", b" ", "Ġ".encode(), bytes([0xE6]), b"</s>",
     ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from helpers_serve import Running, running, scripted
 
+from whippet.infer import grammar
 from whippet.infer.model import Model
 
 openai = pytest.importorskip("openai")
@@ -25,7 +26,8 @@ WEATHER = {
 TIME = {"type": "function", "function": {"name": "get_time", "parameters": {"type": "object", "properties": {}}}}
 ASK = [{"role": "user", "content": "What is the weather in Lima?"}]
 CALL = '<tool_call>{"name": "get_weather", "arguments": {"city": "Lima"}}</tool_call>'
-ID = re.compile(r"call_[A-Za-z0-9]{24}")
+ID = re.compile(r"[A-Za-z0-9]{9}")
+"""What Mistral's templates take."""
 
 
 @pytest.fixture
@@ -214,11 +216,22 @@ def test_a_schema_that_cannot_be_kept_to_is_refused(bound: Any, schema: Any) -> 
     assert told.value.param == "response_format.json_schema.schema"
 
 
-def test_schemas_that_would_take_too_long_together(bound: Any) -> None:
-    schema = {"enum": ["x" * 5000]}
+def test_schemas_that_would_take_too_long(bound: Any) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["x" * 300_000]}}}
+    with pytest.raises(openai.BadRequestError, match="wanted at most 262144"):
+        bound.chat.completions.create(model="tiny", messages=ASK, response_format=form)
+
+
+def test_a_schema_is_read_once_for_all_replies(bound: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Any] = []
+    make = grammar.json_schema_grammar
+    monkeypatch.setattr(grammar, "json_schema_grammar", lambda *args: read.append(args) or make(*args))
+    schema = {"enum": ["x" * 20, "y", 37, "82 is the answer"]}
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-    with pytest.raises(openai.BadRequestError, match="for each of 64 replies, are more than"):
-        bound.chat.completions.create(model="tiny", messages=ASK, response_format=form, n=64)
+    asked = {"model": "tiny", "messages": ASK, "response_format": form, "temperature": 3.0, "seed": 1, "n": 16}
+    choices = bound.chat.completions.create(**asked).choices
+    replies = {json.loads(choice.message.content) for choice in choices}
+    assert len(read) == 1 and len(replies) > 1 and replies <= set(schema["enum"])
 
 
 def test_a_reply_that_could_not_be_held_to_its_schema_is_none(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:

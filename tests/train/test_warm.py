@@ -55,6 +55,7 @@ def test_kernels_of_all_kinds_of_layers_are_compiled(
     assert backward == [("backward", asked[0][1])] * len(windows)
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_fault_is_left_to_who_needs_attention(
     tiny_checkpoint: Path, calls: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

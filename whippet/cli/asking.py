@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
-from typing import TYPE_CHECKING, Any, get_args
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
+from whippet.errors import UsageError
 from whippet.options import Base, Compute
 
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -21,6 +24,10 @@ def configure(parser: argparse.ArgumentParser, *, temperature: str, most: str) -
     held = parser.add_argument_group("the model")
     held.add_argument("--adapter", metavar="DIR", help="an adapter in PEFT's layout to lay over MODEL")
     held.add_argument("--template", metavar="NAME|FILE", help="a chat template by name, or a .jinja file")
+    held.add_argument(
+        "--template-variable", action="append", default=[], metavar="NAME=VALUE",
+        help="tell the chat template this: JSON (enable_thinking=false) or a text; may be repeated",
+    )  # fmt: skip
     held.add_argument("--base", choices=get_args(Base), default="auto", help="how weights are held (default: auto)")
     held.add_argument("--compute", choices=get_args(Compute), default="auto", help="dtype of activations")
     held.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
@@ -50,7 +57,36 @@ def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def open_model(args: argparse.Namespace, path: str | None = None, *, adapter: str | None = None) -> Model:
+def template_variables(args: argparse.Namespace) -> dict[str, Any]:
+    """What ``--template-variable`` told, by name."""
+    told: dict[str, Any] = {}
+    for given in args.template_variable:
+        name, equals, value = given.partition("=")
+        if not name or not equals:
+            raise UsageError(f"--template-variable {given}: wanted NAME=VALUE")
+        if name in told:
+            raise UsageError(f"--template-variable {name}: is given twice")
+        told[name] = _json_or_text(value)
+    return told
+
+
+def _json_or_text(value: str) -> Any:
+    def refuse(word: str) -> NoReturn:
+        raise ValueError(f"{word} is no JSON")
+
+    try:
+        return json.loads(value, parse_constant=refuse)
+    except (ValueError, RecursionError):
+        return value
+
+
+def open_model(
+    args: argparse.Namespace,
+    path: str | None = None,
+    *,
+    adapter: str | None = None,
+    template_variables: Mapping[str, Any] | None = None,
+) -> Model:
     """Load MODEL, or ``path`` held in the same way."""
     from whippet.infer.model import load
 
@@ -61,6 +97,7 @@ def open_model(args: argparse.Namespace, path: str | None = None, *, adapter: st
         compute=args.compute,
         adapter=adapter,
         template=args.template,
+        template_variables=template_variables,
         revision=args.revision if path is None else "main",
     )
 

@@ -91,6 +91,16 @@ def rounds(session: Session, voice: Voice, allow: Allow) -> Iterator[Sequence[Me
             _talk(f"{result.name} gave {_shown(result.content)}")
 
 
+def described(toolbox: Toolbox) -> str:
+    """The tools as the model is told of them, a line each."""
+    lines = []
+    for tool in toolbox.schemas:
+        function = tool["function"]
+        arguments = ", ".join(function["parameters"].get("properties", {}))
+        lines.append(_shown(f"  {function['name']}({arguments}): {function.get('description', '')}"))
+    return "\n".join(lines)
+
+
 def _shown(text: str) -> str:
     """As much of a text as fits, and nothing in it that a terminal would obey."""
     flat = visible(text).replace("\n", "\\n")

@@ -14,10 +14,14 @@ import sys
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="RUN_OR_MODEL", help="a run's folder, an adapter, a checkpoint or a hub id")
     parser.add_argument(
-        "--to", default="hf", metavar="FORMAT", help="hf: a checkpoint, the adapter merged (default); adapter: PEFT's"
+        "--to",
+        default="hf",
+        metavar="FORMAT",
+        help="hf: a checkpoint, the adapter merged (default); adapter: PEFT's; gguf:TYPE: a file for llama.cpp, of type "
+        "f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q4_k_s or q4_0",
     )
-    parser.add_argument("--out", metavar="DIR", help="the folder to write (default: RUN/FORMAT)")
-    parser.add_argument("--dtype", default="bf16", metavar="DTYPE", help="bf16 (default), fp16 or fp32")
+    parser.add_argument("--out", metavar="DIR", help="the folder to write (default: RUN/FORMAT, as RUN/gguf-q8_0)")
+    parser.add_argument("--dtype", default="bf16", metavar="DTYPE", help="of hf: bf16 (default), fp16 or fp32")
     parser.add_argument(
         "--merge-onto",
         default="trained",

@@ -34,12 +34,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     conversation = None if args.messages is None else _read(args.messages, args.system)
-    if conversation is None and (args.system is not None or args.template is not None):
-        raise UsageError("--system and --template need --messages: --prompt is continued without the chat template")
-    model = asking.open_model(args, adapter=args.adapter)
+    told = asking.template_variables(args)
+    if conversation is None:
+        options = {"--system": args.system, "--template": args.template, "--template-variable": told or None}
+        for option, given in options.items():
+            if given is not None:
+                raise UsageError(f"{option} needs --messages: --prompt is continued without the chat template")
+    model = asking.open_model(args, adapter=args.adapter, template_variables=told)
     stream = model.stream(args.prompt if conversation is None else conversation, **asking.sampling_of(args))
     if args.json:
-        print(json.dumps(_described(model, stream.drain(), answered=conversation is not None), ensure_ascii=False))
+        print(json.dumps(_described(model, stream.drain(), conversation), ensure_ascii=False))
         return 0
     on_terminal = sys.stdout.isatty()
     for piece in stream:
@@ -48,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _described(model: Model, stream: Stream, *, answered: bool) -> dict[str, object]:
-    message = {"message": model.message(stream).as_openai()} if answered else {}
+def _described(model: Model, stream: Stream, answered: Conversation | None) -> dict[str, object]:
+    message = {} if answered is None else {"message": model.message(stream, answered.tools).as_openai()}
     return {"text": stream.text, **message, **asking.facts(stream)}
 
 

@@ -92,7 +92,7 @@ class Batcher:
         self._decoder, self._adapters = decoder, {name: index + 1 for index, name in enumerate(adapters)}
         pages = cache_pages(decoder, max_rows, cache_tokens)
         self._cache = PagedCache(config, pages + 1, dtype=decoder.compute_dtype, device=decoder.device)
-        self._pages = Pages(pages + 1, keep=reuse)
+        self._pages, self._reuse = Pages(pages + 1, keep=reuse), reuse
         most = min(pages, -(-config.context // PAGE))
         self._steps = Steps(decoder, self._cache, max_rows, most)
         self._read = Prefill(decoder, self._cache, self._steps)
@@ -170,7 +170,10 @@ class Batcher:
                 events += self._collect()
                 new = [row for row in new if not row.ended]
             if new:
-                return events + self._prefill(new)
+                ready = [row for row in self._running if row.ready]
+                events += self._prefill(new)
+                launched = self._launch(ready)
+                return events + (self._told(launched) if launched is not None else [])
             launched = self._launched or self._launch(self._running)
             self._launched = None
             if self._ahead and launched is not None and self._may_go_on(launched):
@@ -182,6 +185,8 @@ class Batcher:
     def _admit(self) -> None:
         while self._waiting and self._slots:
             row = self._waiting[0]
+            if self._begins_as_one_that_is_read(row):
+                return
             kind = self._kind(row)
             row.held = self._pages.begin(row.ids, kind)
             if not self._pages.extend(row.held, len(row.ids)):
@@ -197,6 +202,17 @@ class Batcher:
             self._drawer.place(row.slot, row.request.sampling, row.request.prompt, row.ids[len(row.request.prompt) :])
             self._steps.hold(row.slot, row.held.pages)
             self._running.append(row)
+
+    def _begins_as_one_that_is_read(self, row: _Running) -> bool:
+        """Whether the pages that ``row`` begins with are being computed for another: a step later they are known."""
+        start, kind = row.ids[:PAGE], self._kind(row)
+        return (
+            self._reuse
+            and len(row.ids) > PAGE
+            and any(
+                not other.ready and other.ids[:PAGE] == start and self._kind(other) == kind for other in self._running
+            )
+        )
 
     def _kind(self, row: _Running) -> tuple[str | None, bool]:
         """What a page's keys depend on besides its tokens and those before."""
@@ -358,12 +374,12 @@ class Batcher:
         if request.grammar is not None:
             request.grammar.accept(token_id)
         row.ids.append(token_id)
-        if len(row.ids) % PAGE == 1:
+        if len(row.ids) % PAGE == 1 and row.slot >= 0:
             self._pages.fill(row.held, row.ids[:-1], self._kind_held(row))
         if row.replied == row.room:
             self._end(row)
             return Event(row.number, drawn, finish="length", cached=cached)
-        if self._border and self._is_long(row) and not row.long:
+        if self._border and self._is_long(row) and not row.long and row.slot >= 0:
             # From here on all of it is turned otherwise: what the cache holds is of no use.
             self._put_back(row)
         return Event(row.number, drawn, cached=cached)

@@ -12,6 +12,7 @@ it is complete.
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import weakref
@@ -76,6 +77,12 @@ class LlGrammar:
             self.trouble = "no token of the vocabulary goes on from here"
             mask |= self._stops
         return torch.from_numpy(mask)
+
+    def copy(self) -> LlGrammar:
+        """The same grammar for another reply, from where this one is; making it anew would read the schema again."""
+        made = copy.copy(self)
+        made._matcher = self._matcher.deep_copy()
+        return made
 
     def accept(self, token_id: int) -> None:
         """The token that was drawn; never one that ``allowed`` shuts out."""

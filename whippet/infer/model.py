@@ -149,7 +149,8 @@ class Model:
         self, messages: str | Messages, tools: Sequence[Mapping[str, Any]] | None = None, **sampling: Any
     ) -> Message:
         """The assistant's reply, its tool calls parsed. A text is one message from the user."""
-        return self.message(self.chat_stream(messages, tools, **sampling).drain())
+        asked = conversation(messages, tools)
+        return self.message(self.chat_stream(asked, **sampling).drain(), asked.tools)
 
     def chat_stream(
         self, messages: str | Messages, tools: Sequence[Mapping[str, Any]] | None = None, **sampling: Any
@@ -157,9 +158,10 @@ class Model:
         """``chat`` piece by piece; ``message`` makes the reply of a finished stream."""
         return self._stream(conversation(messages, tools), None, _sampling(self.chat_sampling, sampling))
 
-    def message(self, stream: Stream) -> Message:
-        """The reply of a finished stream as a message, its tool calls parsed."""
-        return self.renderer.parse(stream.text)
+    def message(self, stream: Stream, tools: Sequence[Mapping[str, Any]] = ()) -> Message:
+        """The reply of a finished stream as a message, its tool calls parsed. Where ``tools`` were offered, only they
+        are called; what calls another stays text."""
+        return self.renderer.parse(stream.text, tools)
 
     def generate_batch(self, prompts: Sequence[Prompt], **sampling: Any) -> list[str]:
         """``generate`` for many prompts at once, each answered as if it were alone. With a ``seed`` each row draws

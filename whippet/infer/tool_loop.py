@@ -11,6 +11,8 @@ import importlib.util
 import inspect
 import json
 import re
+import secrets
+import string
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +31,7 @@ MAX_ROUNDS = 8
 MAX_RESULT = 64 * 1024
 """Characters of a result."""
 ID = re.compile("[A-Za-z0-9]{9}")
+LETTERS = string.ascii_letters + string.digits
 REFUSED = "the user did not allow this call"
 Allow = Callable[[ToolCall], bool]
 
@@ -106,11 +109,11 @@ def converse(
 ) -> list[Message]:
     """What follows ``messages``: calls and their results, and the reply that makes no more calls. After ``rounds``
     rounds of calls the last message may still hold some; they have not been made then."""
-    asked = replace(conversation(messages), tools=tuple(toolbox.schemas))
+    asked = conversation(messages, toolbox.schemas)
     start = len(asked.messages)
     for turn in range(rounds + 1):
         stream = model.chat_stream(asked, **sampling).drain()
-        reply = model.renderer.read(stream.text, toolbox.schemas).message
+        reply = model.renderer.parse(stream.text, toolbox.schemas)
         last = not reply.tool_calls or turn == rounds
         more = [reply] if last else called(asked.messages, reply, toolbox, allow, model.renderer)
         asked = replace(asked, messages=(*asked.messages, *more))
@@ -137,14 +140,17 @@ def called(
     return together if _is_told([*before, *together], reply.content, toolbox, renderer) else split
 
 
-def with_ids(reply: Message, before: Sequence[Message]) -> Message:
-    """``reply`` with an id for each call that has none of its own, of the form that Mistral's templates insist on."""
-    taken = {call.id for message in before for call in message.tool_calls}
-    made = sum(len(message.tool_calls) for message in before)
+def with_ids(reply: Message, before: Sequence[Message] | None) -> Message:
+    """``reply`` with an id for each call that has none of its own, of the form that Mistral's templates insist on.
+    They count the calls of ``before``, so that a talk that is held again is the same. Where it is not known what came
+    before (None; a client may send a part of it), they are drawn."""
+    taken = {call.id for message in before or () for call in message.tool_calls}
+    made = sum(len(message.tool_calls) for message in before or ())
     calls: list[ToolCall] = []
     for place, call in enumerate(reply.tool_calls, made):
         fits = call.id is not None and call.id not in taken and ID.fullmatch(call.id)
-        calls.append(call if fits else replace(call, id=f"call{place:05d}"))
+        new = f"call{place:05d}" if before is not None else "".join(secrets.choice(LETTERS) for _ in range(9))
+        calls.append(call if fits else replace(call, id=new))
         taken.add(calls[-1].id)
     return replace(reply, tool_calls=tuple(calls))
 

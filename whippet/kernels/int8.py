@@ -59,7 +59,7 @@ ALIGNED = 8
 FEWEST_ROWS = 32
 """x is given rows of zeros up to this many on a GPU, where torch multiplies no fewer than 17."""
 MOST_SUMS = 1 << 24
-"""Numbers of y whose int32 sums and fp32 products are in memory at once: 8 bytes each."""
+"""Numbers of y whose int32 sums and fp32 products are in memory at once, 8 bytes each; and of x as it is rounded."""
 PER_SQUARE = 1 / LARGEST**2
 
 
@@ -80,7 +80,7 @@ def product(x_TK: Tensor, weight: Int8Tensor) -> Tensor:
     assert not (x_TK.is_cuda and torch.cuda.is_current_stream_capturing()), "int8 products wait, and are not recorded"
     columns_O = outlier_columns(x_TK, weight.threshold)
     y_TN = torch.empty(len(x_TK), len(weight.codes), dtype=x_TK.dtype, device=x_TK.device)
-    step = max(MOST_SUMS // max(1, len(weight.codes)), FEWEST_ROWS)
+    step = max(MOST_SUMS // max(1, *weight.codes.shape), FEWEST_ROWS)
     for start in range(0, len(x_TK), step):
         rows = slice(start, start + step)
         codes_TK, absmax_T = _rows(x_TK[rows], weight.threshold, columns_O)

@@ -106,7 +106,7 @@ def rows_int8(x_TK: Tensor) -> tuple[Tensor, Tensor]:
 def dequantize_int8(weight: Int8Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """The numbers in ``dtype`` (by default the one they had): formed in fp32, in the order of bitsandbytes, and rounded
     once."""
-    return (weight.codes * weight.absmax[:, None] * (1 / LARGEST)).to(dtype or weight.dtype)
+    return weight.codes.float().mul_(weight.absmax[:, None]).mul_(1 / LARGEST).to(dtype or weight.dtype)
 
 
 def join_rows(parts: Sequence[Int8Tensor]) -> Int8Tensor:

@@ -17,8 +17,8 @@ SCORE_BYTES = 20
 """Backward: scores, weights, gradient of the scores, and of the slope of the cap two steps, in fp32 each."""
 SUM_BYTES = {"cuda": 8, "cpu": 12}
 """Of an int8 product: its sum in int32 and its scale in fp32; a CPU turns the sum into fp32 first."""
-MADE_BYTES = 8
-"""A weight of int8 on its way to a float: code times scale in fp32, and that times 1/127."""
+MADE_BYTES = 4
+"""A weight of int8 on its way to a float: code times scale, in fp32; its rounded form comes beside that."""
 
 
 def block_attention_bytes(config: ModelConfig, tokens: int, longest: int) -> int:
@@ -42,7 +42,7 @@ def int8_product_bytes(tokens: int, rows: int, columns: int, item: int, device: 
     fraction of a percent, are not counted. fp32 activations meet the weight as floats."""
     if item == 4:
         return MADE_BYTES * rows * columns
-    at_once = min(tokens, max(MOST_SUMS // rows, FEWEST_ROWS))
+    at_once = min(tokens, max(MOST_SUMS // max(rows, columns), FEWEST_ROWS))
     rounding, sums = (9 + item) * columns, columns + SUM_BYTES[device] * rows
     return max(item * tokens * columns, at_once * max(rounding, sums))
 
@@ -50,5 +50,5 @@ def int8_product_bytes(tokens: int, rows: int, columns: int, item: int, device: 
 def product_bytes(weights: int, base: str, item: int, *, beside: int, fp8: bool = False) -> int:
     """Of a product of a gradient with a matrix of ``weights``: the matrix as it is made for it, and what ``beside`` it
     is there only from the product on, such as its result."""
-    made = MADE_BYTES * weights if base == "int8" else 0
+    made = (MADE_BYTES + (item if item < 4 else 0)) * weights if base == "int8" else 0
     return max(made, beside + dense_bytes(weights, base, item, fp8=fp8))

@@ -1,7 +1,7 @@
 """A run's folder as facts: what the card and the page are written from.
 
 Comes in: ``recipe.toml`` and, as far as they are there, ``metrics.jsonl``, ``plan.json``, ``data.json``,
-``environment.json`` and ``samples.jsonl``. Goes out: ``RunFacts``. Only files of the folder are read, never the
+``environment.json``, ``samples.jsonl`` and ``energy.jsonl``. Goes out: ``RunFacts``. Only files of the folder are read, never the
 machine's environment, so nothing secret can get into what is written from them.
 """
 
@@ -42,6 +42,8 @@ class RunFacts:
     """Versions, device, seconds: what the run wrote about itself."""
     samples: tuple[Mapping[str, Any], ...] = ()
     """``step``, ``prompt``, ``text`` of each sample generation."""
+    energy: tuple[Mapping[str, Any], ...] = ()
+    """What ``meter.py`` read."""
     files: tuple[str, ...] = ()
 
     @property
@@ -64,7 +66,7 @@ class RunFacts:
 def read_run(folder: Path) -> RunFacts:
     """The facts of the run in ``folder``. Raises UsageError naming the file that cannot be read, or that is a link out
     of the folder."""
-    for name in (*LINKED, "environment.json", "samples.jsonl"):
+    for name in (*LINKED, "environment.json", "samples.jsonl", "energy.jsonl"):
         within(folder, folder / name)
     path = folder / "recipe.toml"
     try:
@@ -80,6 +82,7 @@ def read_run(folder: Path) -> RunFacts:
         data=_object(folder / "data.json"),
         environment=_object(folder / "environment.json"),
         samples=_lines(folder / "samples.jsonl"),
+        energy=_lines(folder / "energy.jsonl"),
         files=tuple(name for name in LINKED if (folder / name).exists()),
     )
 

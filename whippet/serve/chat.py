@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from whippet.chat.messages import Message, ToolCall
 from whippet.chat.reply_stream import ReplyStream
 from whippet.chat.template_variables import wrong_value
-from whippet.infer.requests import Grammar
+from whippet.infer.tool_loop import with_ids
 from whippet.serve.errors import bad
 from whippet.serve.fields import Json
 from whippet.serve.logprobs import chat_logprob
@@ -20,9 +20,11 @@ from whippet.serve.schema import ChatRequest
 from whippet.serve.served import Prepared, Served, refusing
 from whippet.serve.shape import Shape
 
+if TYPE_CHECKING:
+    from whippet.infer.grammar import LlGrammar
+
 MAX_GRAMMAR = 256 * 1024
-"""Characters of the schemas of all replies together: reading them takes about a second a megabyte."""
-CALL_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+"""Characters of a request's schemas: reading them takes a second a megabyte, or a few."""
 
 
 def prepare(asked: ChatRequest, served: Served) -> Prepared:
@@ -41,17 +43,18 @@ def prepare(asked: ChatRequest, served: Served) -> Prepared:
     grammar = _grammar(asked, served)
     requests = [
         served.request(
-            asked, prompt, place, top=asked.top, param="messages", grammar=grammar() if grammar is not None else None
+            asked, prompt, place, top=asked.top, param="messages",
+            grammar=grammar.copy() if grammar is not None and place else grammar,
         )
         for place in range(asked.n)
-    ]
+    ]  # fmt: skip
     return Prepared(tuple(requests), requests[0].sampling.stop + renderer.stop_strings, asked.n)
 
 
-def _grammar(asked: ChatRequest, served: Served) -> Callable[[], Grammar] | None:
-    """What makes a grammar for each reply, None if replies are free. ApiError for a schema that cannot be kept to."""
+def _grammar(asked: ChatRequest, served: Served) -> LlGrammar | None:
+    """What replies have to keep to, None if they are free. ApiError for a schema that cannot be kept to."""
     renderer, tokenizer = served.model.renderer, served.tokenizer
-    make: Callable[[], Grammar]
+    make: Callable[[], LlGrammar]
     if asked.tool_choice in ("required", "named"):
         from whippet.infer.call_grammar import tool_call_grammar
 
@@ -67,14 +70,10 @@ def _grammar(asked: ChatRequest, served: Served) -> Callable[[], Grammar] | None
         param += ".json_schema.schema" if asked.json_schema is not None else ""
     else:
         return None
-    if size * asked.n > MAX_GRAMMAR:
-        raise bad(f"{size} characters, for each of {asked.n} replies, are more than {MAX_GRAMMAR}", param)
-
-    def refused() -> Grammar:
-        with refusing(param):
-            return make()
-
-    return refused
+    if size > MAX_GRAMMAR:
+        raise bad(f"{size} characters, wanted at most {MAX_GRAMMAR}", param)
+    with refusing(param):
+        return make()
 
 
 class ChatShape(Shape):
@@ -96,7 +95,7 @@ class ChatShape(Shape):
         content = message.content if calls else reply.text
         told: Json = {"role": "assistant", "content": content or (None if calls else ""), "refusal": None}
         if calls:
-            told["tool_calls"] = [_call(call) for call in calls]
+            told["tool_calls"] = [_told(call) for call in calls]
         return {
             "index": reply.index,
             "message": told,
@@ -123,13 +122,14 @@ class ChatShape(Shape):
             if rest:
                 chunks.append(self._delta(reply, {"content": rest}, self._logprobs(reply)))
         for place, call in enumerate(calls):
-            chunks.append(self._delta(reply, {"tool_calls": [{"index": place} | _call(call)]}, self._logprobs(reply)))
+            chunks.append(self._delta(reply, {"tool_calls": [{"index": place} | _told(call)]}, self._logprobs(reply)))
         finish = "tool_calls" if calls else reply.finish
         return [*chunks, self._delta(reply, {}, self._logprobs(reply), finish)]
 
     def _calls(self, message: Message) -> tuple[ToolCall, ...]:
-        """The calls of a reply; only the first where several are not wanted."""
-        return message.tool_calls if self._several else message.tool_calls[:1]
+        """The calls of a reply, each with its id; only the first where several are not wanted."""
+        calls = with_ids(message, None).tool_calls
+        return calls if self._several else calls[:1]
 
     def _logprobs(self, reply: GrowingReply) -> Json | None:
         """Of the tokens that were not told of yet."""
@@ -143,7 +143,6 @@ class ChatShape(Shape):
         return self.chunk([told])
 
 
-def _call(call: ToolCall) -> Json:
-    identity = call.id or "call_" + "".join(secrets.choice(CALL_LETTERS) for _ in range(24))
+def _told(call: ToolCall) -> Json:
     arguments = json.dumps(call.arguments, ensure_ascii=False)
-    return {"id": identity, "type": "function", "function": {"name": call.name, "arguments": arguments}}
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}

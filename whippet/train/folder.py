@@ -29,6 +29,7 @@ OURS = (LOCK, f".{RECIPE}.partial")
 MAY_DIFFER = (
     "out", "memory.budget", "train.max_steps", "train.epochs", "train.save_every", "train.keep", "train.eval_every",
     "train.sample_every", "train.sample_prompts", "train.track",
+    "energy.country", "energy.pue", "energy.renewable_share", "energy.gpu_watts",
 )  # fmt: skip
 """Keys that a run may be resumed with other values of: none changes what a step learns, but for the schedule's end."""
 
