@@ -28,6 +28,7 @@ from whippet.infer import batching
 from whippet.infer.batching import NOT_FINITE, Batcher
 from whippet.infer.prefill import Prefill, Reading
 from whippet.infer.requests import Event, Request
+from whippet.infer.running import Running
 from whippet.infer.sampling import Sampling
 from whippet.model.decoder import Decoder
 
@@ -108,7 +109,7 @@ def test_a_cache_that_is_too_small_for_all_puts_some_back(
     counts = {"back": 0}
     put_back = Batcher._put_back
 
-    def counted(self: Batcher, row: batching._Running) -> None:
+    def counted(self: Batcher, row: Running) -> None:
         counts["back"] += 1
         put_back(self, row)
 

@@ -18,7 +18,7 @@ from whippet.infer.prefill import Prefill
 from whippet.infer.requests import Request
 from whippet.infer.sampling import Sampling
 from whippet.model.decoder import Decoder
-from whippet.model.paged import PAGE, Rows
+from whippet.model.paged import PAGE
 
 LENGTHS = [(5,), (5, 60, 33), (90, 1), (64, 64), (7, 8, 9), (90,), (64, 64), (3, 2)]
 
@@ -32,12 +32,7 @@ class Graph:
 
     def replay(self) -> None:
         self.replays += 1
-        made, (ids_T, positions_T, borders, adapter_T, slots_B) = self.made, self.inputs
-        nothing_B = torch.zeros(len(slots_B), dtype=torch.int32)
-        where = Rows(made._cache, made._steps.table(slots_B, self.size // PAGE), nothing_B, [0] * len(slots_B))
-        with made._decoder.choosing(adapter_T):
-            hidden_TH = made._decoder(ids_T, positions_T, borders, self.size, cache=where)
-        self.last_BH.copy_(hidden_TH[borders[1:].long() - 1])
+        self.last_BH.copy_(self.made._pass(self.inputs, self.size))
 
 
 def recorded(made: Prefill, given: tuple[Tensor, ...], size: int) -> Any:

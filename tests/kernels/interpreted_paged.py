@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
-from kernels.paged_cases import LENGTHS, check_alone, check_paged
+from kernels import paged_cases
+from kernels.paged_cases import LENGTHS, by_kernel
 
-from whippet.kernels import triton_jit
+from whippet.kernels import paged_attention, triton_jit
 
-
-@pytest.fixture(autouse=True)
-def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_jit, "usable", lambda x: True)
+check_paged, check_alone = (
+    partial(check, attend=by_kernel) for check in (paged_cases.check_paged, paged_cases.check_alone)
+)
 
 
 def test_lengths_around_borders() -> None:
@@ -38,3 +40,13 @@ def test_pages_of_other_sizes(page: int) -> None:
 @pytest.mark.parametrize("window", [0, 70])
 def test_a_row_does_not_depend_on_the_rows_beside_it(window: int) -> None:
     check_alone((300, 0, 1, 64, 257), torch.float32, "cpu", window=window)
+
+
+def test_16_bit_takes_the_kernel_and_fp32_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = paged_cases.make((3, 70), torch.float16, "cpu", head_dim=16, heads=4, kv_heads=2, page=64)
+    monkeypatch.setattr(triton_jit, "usable", lambda x: True)
+    launched = []
+    monkeypatch.setattr(paged_attention, "_launch", lambda q, *rest: launched.append(q.dtype))
+    for dtype in (torch.float16, torch.float32):
+        paged_attention.paged_attention(*(x.to(dtype) if x.is_floating_point() else x for x in made), 0.25)
+    assert launched == [torch.float16]

@@ -3,18 +3,36 @@ these. Whatever no row has a right to see is NaN."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from kernels.op_cases import random
 from tolerance import assert_accurate
 from torch import Tensor
 
+from whippet.kernels import paged_attention as paged
 from whippet.kernels.attention import naive_attention
 from whippet.kernels.paged_attention import paged_attention
 
 LENGTHS = (700, 0, 1, 63, 64, 65, 255, 256, 257)
 """Around the borders of pages and of spans; 0 for a row that only fills the batch up."""
+
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float, int, float | None], Tensor]
+
+
+def by_kernel(
+    q_BQD: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    table_BN: Tensor,
+    lengths_B: Tensor,
+    scale: float,
+    window: int,
+    softcap: float | None,
+) -> Tensor:
+    """By the kernel in fp32 too, where a fault of a single token shows."""
+    return paged._launch(q_BQD, keys, values, table_BN, lengths_B, scale, window, softcap or 0.0)
 
 
 def make(
@@ -52,12 +70,13 @@ def check_paged(
     page: int = 64,
     window: int = 0,
     softcap: float | None = None,
+    attend: Attend = paged_attention,
 ) -> None:
     """As accurate as plain torch over all rows; those without tokens are 0."""
     sizes = {"head_dim": head_dim, "heads": group * kv_heads, "kv_heads": kv_heads, "page": page}
     q_BQD, keys, values, table_BN, lengths_B = make(lengths, dtype, device, **sizes)
     how = head_dim**-0.5, window, softcap
-    out_BQD = paged_attention(q_BQD, keys, values, table_BN, lengths_B, *how)
+    out_BQD = attend(q_BQD, keys, values, table_BN, lengths_B, *how)
     assert out_BQD.shape == q_BQD.shape and out_BQD.dtype == dtype
     assert not out_BQD[lengths_B == 0].any()
     plain, exact = [], []
@@ -73,13 +92,15 @@ def check_paged(
     assert_accurate(out_BQD[lengths_B > 0], torch.stack(plain), torch.stack(exact))
 
 
-def check_alone(lengths: Sequence[int], dtype: torch.dtype, device: str, *, window: int = 0) -> None:
+def check_alone(
+    lengths: Sequence[int], dtype: torch.dtype, device: str, *, window: int = 0, attend: Attend = paged_attention
+) -> None:
     """A row is the same to the bit whatever lies beside it, and however many pages the table has room for."""
     sizes = {"head_dim": 64, "heads": 4, "kv_heads": 2, "page": 64}
     q_BQD, keys, values, table_BN, lengths_B = make(lengths, dtype, device, **sizes)
-    together = paged_attention(q_BQD, keys, values, table_BN, lengths_B, 0.125, window)
+    together = attend(q_BQD, keys, values, table_BN, lengths_B, 0.125, window, None)
     for row, length in enumerate(lengths):
         one = slice(row, row + 1)
         own = table_BN[one, : max(-(-length // 64), 1)]
-        alone = paged_attention(q_BQD[one], keys, values, own, lengths_B[one], 0.125, window)
+        alone = attend(q_BQD[one], keys, values, own, lengths_B[one], 0.125, window, None)
         assert torch.equal(alone[0], together[row]), length

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,10 +20,11 @@ from torch import Tensor
 from whippet.errors import UsageError
 from whippet.infer.draw import Drawer, Draws
 from whippet.infer.evaluating import evaluating
-from whippet.infer.pages import Held, Pages
+from whippet.infer.pages import Pages
 from whippet.infer.prefill import Prefill, Reading
 from whippet.infer.requests import MOST_TOP, Drawn, Event, Request
 from whippet.infer.room import cache_pages, room_for
+from whippet.infer.running import Launched, Running, allowed, drawn_by
 from whippet.infer.steps import Steps
 from whippet.model.decoder import Decoder
 from whippet.model.paged import PAGE, PagedCache
@@ -32,43 +32,6 @@ from whippet.model.paged import PAGE, PagedCache
 MOST_PREFILL = 8192
 """Tokens of prompts that go through the decoder at once; longer prompts take several passes."""
 NOT_FINITE = "the model's logits are not finite: its weights are damaged, or fp16 overflowed"
-
-
-@dataclass(eq=False)
-class _Running:
-    """A request in a slot, or on its way to one."""
-
-    number: int
-    request: Request
-    ids: list[int]
-    """The prompt and the reply so far."""
-    room: int
-    """Most tokens of the reply."""
-    slot: int = -1
-    held: Held = field(default_factory=Held)
-    filled: int = 0
-    """How many of ``ids`` the cache holds, or will when what is launched is done."""
-    cached: int = 0
-    ready: bool = False
-    """Whether its newest token is known to ``Steps``, and only that is to be computed."""
-    told: bool = False
-    long: bool = False
-    """Whether the cache holds them as LongRoPE turns a long document."""
-    ended: bool = False
-
-    @property
-    def replied(self) -> int:
-        return len(self.ids) - len(self.request.prompt)
-
-
-@dataclass
-class _Launched:
-    """A step whose tokens have not been looked at."""
-
-    rows: list[_Running]
-    on_host: list[Tensor]
-    """ids, whether finite, log-probability, likeliest ids and theirs, as far as they are wanted."""
-    done: torch.cuda.Event | None
 
 
 class Batcher:
@@ -98,11 +61,11 @@ class Batcher:
         self._read = Prefill(decoder, self._cache, self._steps)
         self._drawer = Drawer(max_rows, config.vocab_size, decoder.device)
         self._slots = list(range(max_rows - 1, -1, -1))
-        self._waiting: deque[_Running] = deque()
-        self._running: list[_Running] = []
-        self._known: dict[int, _Running] = {}
+        self._waiting: deque[Running] = deque()
+        self._running: list[Running] = []
+        self._known: dict[int, Running] = {}
         self._numbers = 0
-        self._launched: _Launched | None = None
+        self._launched: Launched | None = None
         scaling = config.rope_scaling
         self._border = scaling.original_context if scaling is not None and scaling.kind == "longrope" else 0
         self._ahead = decoder.device.type == "cuda"
@@ -148,7 +111,7 @@ class Batcher:
             raise UsageError(f"top = {request.top}: must be from 0 to {MOST_TOP}")
         request.sampling.check(self._decoder.config.vocab_size)
         self._numbers += 1
-        made = _Running(self._numbers, request, list(request.prompt), min(room, self.cache_size - len(request.prompt)))
+        made = Running(self._numbers, request, list(request.prompt), min(room, self.cache_size - len(request.prompt)))
         self._known[made.number] = made
         self._waiting.append(made)
         return made.number
@@ -203,7 +166,7 @@ class Batcher:
             self._steps.hold(row.slot, row.held.pages)
             self._running.append(row)
 
-    def _begins_as_one_that_is_read(self, row: _Running) -> bool:
+    def _begins_as_one_that_is_read(self, row: Running) -> bool:
         """Whether the pages that ``row`` begins with are being computed for another: a step later they are known."""
         start, kind = row.ids[:PAGE], self._kind(row)
         return (
@@ -214,16 +177,16 @@ class Batcher:
             )
         )
 
-    def _kind(self, row: _Running) -> tuple[str | None, bool]:
+    def _kind(self, row: Running) -> tuple[str | None, bool]:
         """What a page's keys depend on besides its tokens and those before."""
         return row.request.adapter, self._is_long(row)
 
-    def _is_long(self, row: _Running) -> bool:
+    def _is_long(self, row: Running) -> bool:
         return 0 < self._border < len(row.ids)
 
-    def _prefill(self, rows: list[_Running]) -> list[Event]:
+    def _prefill(self, rows: list[Running]) -> list[Event]:
         """Run what the cache does not hold of ``rows``, up to ``MOST_PREFILL`` tokens; draw for who is through."""
-        chosen: list[_Running] = []
+        chosen: list[Running] = []
         ends: list[int] = []
         left = MOST_PREFILL
         for row in rows:
@@ -256,12 +219,12 @@ class Batcher:
             self._steps.put(row.slot, 0, len(row.ids) - 1, self._adapter(row))
         return self._told(self._drawn(done, logits_BV, slots_B))
 
-    def _adapter(self, row: _Running) -> int:
+    def _adapter(self, row: Running) -> int:
         return self._adapters.get(row.request.adapter or "", 0)
 
     # ------------------------------------------------------------------ what runs
 
-    def _launch(self, rows: list[_Running], *, ahead: bool = False) -> _Launched | None:
+    def _launch(self, rows: list[Running], *, ahead: bool = False) -> Launched | None:
         """One token for each of ``rows``. ``ahead``: their newest is not known here yet."""
         rows = self._with_pages([row for row in rows if not row.ended], 1 + ahead)
         if not rows:
@@ -273,7 +236,7 @@ class Batcher:
             row.filled += 1
         return self._drawn(rows, logits_BV, slots_B)
 
-    def _with_pages(self, rows: list[_Running], more: int) -> list[_Running]:
+    def _with_pages(self, rows: list[Running], more: int) -> list[Running]:
         """``rows``, each with pages for its tokens; without those that had to be put back for others."""
         for row in rows:
             if row.slot < 0:
@@ -288,7 +251,7 @@ class Batcher:
                     self._steps.hold(row.slot, row.held.pages[had:], had)
         return [row for row in rows if row.slot >= 0]
 
-    def _may_go_on(self, launched: _Launched) -> bool:
+    def _may_go_on(self, launched: Launched) -> bool:
         """Whether the step after ``launched`` may be launched before that is looked at."""
         if self._waiting and self._slots:
             return False
@@ -300,7 +263,7 @@ class Batcher:
             for row in launched.rows
         )
 
-    def _put_back(self, row: _Running) -> None:
+    def _put_back(self, row: Running) -> None:
         """Let go of what ``row`` holds; it waits, first of all, and is computed anew."""
         self._leave(row)
         row.filled, row.ready = 0, False
@@ -308,31 +271,24 @@ class Batcher:
 
     # ------------------------------------------------------------------ what is drawn
 
-    def _drawn(self, rows: list[_Running], logits_BV: Tensor, slots_B: Tensor) -> _Launched:
+    def _drawn(self, rows: list[Running], logits_BV: Tensor, slots_B: Tensor) -> Launched:
         wants = [row.request for row in rows]
         draws = self._drawer.draw(
             logits_BV,
             slots_B,
             [row.slot for row in rows],
-            mask=self._mask(rows),
+            mask=self._allowed(rows),
             top=max(request.top for request in wants),
             logprobs=any(request.logprobs for request in wants),
         )
         self._steps.took(slots_B, draws.ids_B)
-        return _Launched(rows, *self._sent_back(draws))
+        return Launched(rows, *self._sent_back(draws))
 
-    def _mask(self, rows: list[_Running]) -> Tensor | None:
-        """Tokens that grammars allow, int32 [B, W]; None where there are none."""
-        if all(row.request.grammar is None for row in rows):
-            return None
-        words = -(-self._decoder.config.vocab_size // 32)
-        mask_BW = torch.full((len(rows), words), -1, dtype=torch.int32)
-        for place, row in enumerate(rows):
-            if row.request.grammar is not None:
-                allowed = row.request.grammar.allowed()
-                mask_BW[place] = 0
-                mask_BW[place, : len(allowed)] = allowed[:words]
-        return mask_BW.pin_memory().to(self._decoder.device, non_blocking=True) if self._ahead else mask_BW
+    def _allowed(self, rows: list[Running]) -> Tensor | None:
+        mask_BW = allowed(rows, self._decoder.config.vocab_size)
+        if mask_BW is None or not self._ahead:
+            return mask_BW
+        return mask_BW.pin_memory().to(self._decoder.device, non_blocking=True)
 
     def _sent_back(self, draws: Draws) -> tuple[list[Tensor], torch.cuda.Event | None]:
         """What was drawn, on the host once the event is reached."""
@@ -349,7 +305,7 @@ class Batcher:
         launched, self._launched = self._launched, None
         return self._told(launched) if launched is not None else []
 
-    def _told(self, launched: _Launched) -> list[Event]:
+    def _told(self, launched: Launched) -> list[Event]:
         """What a step drew, as events; rows that it ended leave."""
         if launched.done is not None:
             launched.done.synchronize()
@@ -362,10 +318,10 @@ class Batcher:
                 self._end(row)
                 events.append(Event(row.number, error=NOT_FINITE))
                 continue
-            events.append(self._event(row, int(ids[place]), _drawn(row.request, int(ids[place]), more, place)))
+            events.append(self._event(row, int(ids[place]), drawn_by(row.request, int(ids[place]), more, place)))
         return events
 
-    def _event(self, row: _Running, token_id: int, drawn: Drawn) -> Event:
+    def _event(self, row: Running, token_id: int, drawn: Drawn) -> Event:
         request, cached = row.request, 0 if row.told else row.cached
         row.told = True
         if token_id in request.stop_ids:
@@ -384,10 +340,10 @@ class Batcher:
             self._put_back(row)
         return Event(row.number, drawn, cached=cached)
 
-    def _kind_held(self, row: _Running) -> tuple[str | None, bool]:
+    def _kind_held(self, row: Running) -> tuple[str | None, bool]:
         return row.request.adapter, row.long
 
-    def _end(self, row: _Running) -> None:
+    def _end(self, row: Running) -> None:
         row.ended = True
         self._known.pop(row.number, None)
         if row.slot >= 0:
@@ -395,25 +351,10 @@ class Batcher:
         else:
             self._waiting.remove(row)
 
-    def _leave(self, row: _Running) -> None:
+    def _leave(self, row: Running) -> None:
         """Free slot and pages."""
         self._pages.release(row.held)
         self._drawer.free(row.slot)
         self._slots.append(row.slot)
         self._running.remove(row)
         row.slot = -1
-
-
-def _drawn(request: Request, token_id: int, more: list[list[object]], place: int) -> Drawn:
-    """``token_id`` with what the request wants to know of it. ``more``: what follows ids and verdicts."""
-    if not more or not (request.logprobs or request.top):
-        return Drawn(token_id)
-    lists = list(more)
-    logprob = None
-    if not isinstance(lists[0][place], list):
-        logprob = lists.pop(0)[place]
-    top: tuple[tuple[int, float], ...] = ()
-    if request.top and len(lists) == 2:
-        names, values = lists[0][place], lists[1][place]
-        top = tuple(zip(names[: request.top], values[: request.top], strict=True))  # type: ignore[index]
-    return Drawn(token_id, logprob if request.logprobs else None, top)  # type: ignore[arg-type]

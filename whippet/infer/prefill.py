@@ -67,11 +67,13 @@ class Prefill:
         fits = size <= MOST_RECORDED and size <= PAGE * self._steps.most_pages
         if not self._records or not fits or any(row.held for row in rows):
             return self._as_written(rows)
-        if key not in self._graphs and (key not in self._met or len(self._graphs) == MOST_GRAPHS):
-            # Kernels are compiled at the first pass of a size, which no graph can hold.
-            self._met.add(key)
+        if key not in self._graphs and len(self._graphs) == MOST_GRAPHS:
             return self._as_written(rows)
         given = self._sent(rows, *key)
+        if key not in self._met:
+            # Kernels are compiled at the first pass of a size, which no graph can hold.
+            self._met.add(key)
+            return self._pass(given, size)[: len(rows)]
         if key not in self._graphs:
             self._graphs[key] = self._record(given, size)
         recorded = self._graphs[key]
@@ -92,17 +94,20 @@ class Prefill:
 
     def _record(self, given: tuple[Tensor, ...], size: int) -> _Recorded:
         inputs = tuple(tensor.clone() for tensor in given)
-        ids_T, positions_T, borders, adapter_T, slots_B = inputs
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            table_BN = self._steps.table(slots_B, size // PAGE)
-            nothing_B = torch.zeros(len(slots_B), dtype=torch.int32, device=slots_B.device)
-            where = Rows(self._cache, table_BN, nothing_B, [0] * len(slots_B))
-            with self._decoder.choosing(adapter_T):
-                hidden_TH = self._decoder(ids_T, positions_T, borders, size, cache=where)
-            last_BH = hidden_TH[borders[1:].long() - 1]
+            last_BH = self._pass(inputs, size)
         self._pool = self._pool or graph.pool()
         return _Recorded(graph, inputs, last_BH)
+
+    def _pass(self, given: tuple[Tensor, ...], size: int) -> Tensor:
+        """Over a stream of ``size`` tokens, none of whose rows the cache holds anything of."""
+        ids_T, positions_T, borders, adapter_T, slots_B = given
+        nothing_B = torch.zeros(len(slots_B), dtype=torch.int32, device=slots_B.device)
+        where = Rows(self._cache, self._steps.table(slots_B, size // PAGE), nothing_B, [0] * len(slots_B))
+        with self._decoder.choosing(adapter_T):
+            hidden_TH = self._decoder(ids_T, positions_T, borders, size, cache=where)
+        return hidden_TH[borders[1:].long() - 1]
 
     def _sent(self, rows: Sequence[Reading], size: int = 0, count: int = 0) -> tuple[Tensor, ...]:
         """Ids, positions, borders, adapters and slots of a stream. With ``size`` and ``count`` it is filled up to so
