@@ -87,6 +87,20 @@ def test_all_at_once(decoder: Decoder, requests: list[Request], alone: list[list
     assert [bare(events) for events in answers(kind(decoder), requests)] == alone
 
 
+def test_rows_that_only_fill_a_batch_up_write_where_nobody_is(decoder: Decoder) -> None:
+    """Three run, as four; the slot of a fourth is free again, and its pages are others' now."""
+    requests = [asked(prompt_of(5), Sampling(2))] + [asked(prompt_of(4, seed), Sampling(20)) for seed in (1, 2, 3)]
+    found = answers(AsOnGpu(decoder, max_rows=4, reuse=False), requests)
+    assert [bare(events) for events in found] == [plain(decoder, request) for request in requests]
+
+
+def test_nothing_is_launched_for_who_has_all_its_tokens(decoder: Decoder) -> None:
+    """The prompt brings the first of five, a step the second, and the steps of the other three begin early."""
+    batcher = AsOnGpu(decoder)
+    answers(batcher, [asked(prompt_of(5), Sampling(5))])
+    assert batcher.went_ahead == 3
+
+
 def test_each_step_brings_each_that_runs_a_token(decoder: Decoder) -> None:
     batcher = Batcher(decoder, max_rows=2)
     numbers = [batcher.add(asked(prompt_of(3, seed), Sampling(4))) for seed in range(3)]

@@ -62,6 +62,7 @@ class Engine:
         """What happens next to that request. WhippetError if it cannot be answered."""
         mine = self._events[number]
         while not mine:
+            assert self._batcher.busy, "a request that was asked gets no event"
             for event in self._batcher.step():
                 if event.number in self._events:
                     self._events[event.number].append(event)
