@@ -38,9 +38,7 @@ def test_what_is_not_said_is_left_to_the_model() -> None:
 
 
 def told(*words: str) -> dict[str, Any]:
-    return asking.template_variables(
-        given_as(*(part for word in words for part in ("--template-variable", word)))
-    )  # fmt: skip
+    return asking.template_variables(given_as(*(part for word in words for part in ("--template-variable", word))))
 
 
 def test_template_variables_are_json_or_text() -> None:
@@ -51,7 +49,8 @@ def test_template_variables_are_json_or_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"), [(["a"], "a: wanted NAME=VALUE"), (["=1"], "=1: wanted NAME"), (["a=1", "a=2"], "a: is given tw")]
+    ("words", "said"),
+    [(["a"], "a: wanted NAME=VALUE"), (["=1"], "=1: wanted NAME"), (["a=1", "a=2"], "a: is given tw")],
 )
 def test_template_variables_that_are_none(words: list[str], said: str) -> None:
     with pytest.raises(UsageError, match=f"--template-variable {said}"):

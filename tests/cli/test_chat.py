@@ -235,37 +235,51 @@ def test_a_talk_in_which_all_is_on_a_terminal(checkpoint: str, tmp_path: Path) -
     """Earlier lines come back at the arrow keys, a reply is drawn while it grows, and --no-history keeps nothing."""
     import os
     import pty
+    import select
 
     kept = tmp_path / ".local" / "state" / "whippet" / "chat_history"
     kept.parent.mkdir(parents=True)
     kept.write_text("one\n/exit\n")
-    pid, terminal = pty.fork()
-    if pid == 0:  # pragma: no cover
-        os.environ |= {"HOME": str(tmp_path), "TERM": "xterm-256color"}
-        os.execv(sys.executable, [sys.executable, "-m", "whippet", "chat", checkpoint, *FEW, "--no-history"])
+    terminal, slave = pty.openpty()
+    talk = subprocess.Popen(
+        [sys.executable, "-m", "whippet", "chat", checkpoint, *FEW, "--no-history"],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env=os.environ | {"HOME": str(tmp_path), "TERM": "xterm-256color"},
+    )
+    os.close(slave)
     seen = b""
 
     def until(wanted: bytes) -> None:
         nonlocal seen
         while wanted not in seen:
-            seen += os.read(terminal, 4096)
+            assert select.select([terminal], [], [], 60)[0], seen
+            came = os.read(terminal, 4096)
+            if not came:
+                raise OSError("the other end is closed")
+            seen += came
         seen = seen.partition(wanted)[2]
 
-    until(b"> ")
-    os.write(terminal, b"\x1b[A/help\r")
-    until(b"Ctrl-C stops a reply.")
-    until(b"> ")
-    os.write(terminal, b"two\r")
-    until(b"\x1b[2K")  # the growing reply was drawn and wiped out
-    until(b"8 tokens")
-    until(b"> ")
-    os.write(terminal, b"\x1b[A\x1b[A\r")  # back to /help
-    until(b"Ctrl-C stops a reply.")
-    os.write(terminal, b"/exit\r")
-    with suppress(OSError):  # the other end is closed
-        until(b"never")
-    os.close(terminal)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    with talk:
+        try:
+            until(b"> ")
+            os.write(terminal, b"\x1b[A/help\r")  # nothing comes before it: --no-history
+            until(b"Ctrl-C stops a reply.")
+            until(b"> ")
+            os.write(terminal, b"two\r")
+            until(b"\x1b[2K")  # the growing reply was drawn and wiped out
+            until(b"8 tokens")
+            until(b"> ")
+            os.write(terminal, b"\x1b[A\x1b[A\r")  # back to /help
+            until(b"Ctrl-C stops a reply.")
+            os.write(terminal, b"/exit\r")
+            with suppress(OSError):
+                until(b"never")
+            assert talk.wait(60) == 0
+        finally:
+            talk.kill()
+            os.close(terminal)
     assert kept.read_text() == "one\n/exit\n"
 
 

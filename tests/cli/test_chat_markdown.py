@@ -97,6 +97,26 @@ def test_a_reply_longer_than_the_screen_is_whole(size: int, frame: float, monkey
     assert re.sub("\n\n+", "\n\n", screen(written(console), 12)) == SHOWN
 
 
+def test_the_end_of_what_grows_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_markdown, "FRAME", 0)
+    monkeypatch.setattr(chat_markdown, "SHARE", 0)
+    console = terminal()
+    with Rendered(console) as shown:
+        shown.push(REPLY[: REPLY.index("line_41")])
+        assert "line_40 = 40" in written(console)
+
+
+def test_a_line_is_read_when_it_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mark at its beginning may be a heading's or only a letter."""
+    monkeypatch.setattr(chat_markdown, "FRAME", 0)
+    monkeypatch.setattr(chat_markdown, "SHARE", 0)
+    console = terminal()
+    with Rendered(console) as shown:
+        for piece in ("one\n", "#", "two\n", "#", " three"):
+            shown.push(piece)
+    assert screen(written(console), 12) == "one\n#two\n\nthree"
+
+
 def test_what_came_is_shown_if_the_reply_fails() -> None:
     console = terminal()
     with pytest.raises(ValueError, match="no more"), Rendered(console) as shown:
@@ -113,6 +133,8 @@ def test_what_came_is_shown_if_the_reply_fails() -> None:
         (r"\(x_1\) is \[y\]", r"\(x_1\) is \[y\]"),
         ("[a]: http://x\n\n[a]", "[a]: http://x\n\n[a]"),
         ("a\x1b[2Jb", "a␛[2Jb"),
+        ("**very** <b>b</b>", "very <b>b</b>"),
+        ("```\n```", "```\n```"),
         ("~~~yaml\na: 1\n~~~", " a: 1"),
         # What the picture would leave out: a cell too many, a title, what is nested too deep.
         ("| a |\n|---|\n| b | cc |", "| a |\n|---|\n| b | cc |"),

@@ -97,10 +97,19 @@ def test_trouble_and_endless_calls_are_told(said: Any, file: str, capsys: pytest
     assert len(model.asked) == 9 and "for the 9th time in a row" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("terminal", "shown"), [(True, "a␛[2Jb\n"), (False, "a\x1b[2Jb\n")])
+def test_a_reply_cannot_steer_a_terminal(
+    terminal: bool, shown: str, said: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said("a\x1b[2Jb")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    assert main(["chat", "x", "--prompt", "?"]) == 0
+    assert capsys.readouterr().out == shown
+
+
 def test_tools_are_told(
     said: Any, file: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said("Hello.")
     monkeypatch.setattr(sys, "stdin", io.StringIO("/help\n/tools\nx\n/nope\n"))
     said("Hello.", "What?")
     assert main(["chat", "x", "--tools", file, "--yes"]) == 0

@@ -110,3 +110,8 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main(["serve", str(MODEL), "--port", "0"]) == 2
     assert "pip install 'whippet[serve]'" in capsys.readouterr().err
+
+
+def test_what_the_template_is_told_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", str(MODEL), "--template-variable", "colour=red"]) == 2
+    assert "reads no variable 'colour'" in capsys.readouterr().err

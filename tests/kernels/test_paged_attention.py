@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from kernels.paged_cases import LENGTHS, check_alone, check_paged, make
+from torch import Tensor
 
 from whippet.kernels import paged_attention as paged
 from whippet.kernels import triton_jit
@@ -21,6 +22,45 @@ needs_triton = pytest.mark.skipif(triton_jit.triton is None, reason="triton is n
 def test_the_reference(window: int, group: int, head_dim: int, softcap: float | None) -> None:
     how = {"window": window, "softcap": softcap}
     check_paged(LENGTHS, torch.float32, "cpu", head_dim=head_dim, group=group, kv_heads=1, **how)
+
+
+def by_row(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    table: Tensor,
+    lengths: Tensor,
+    scale: float,
+    window: int,
+    cap: float | None,
+) -> Tensor:
+    """As ``Rows`` asks for it on a CPU."""
+    known = paged.lying(table, lengths, keys.shape[1])
+    return paged.paged_attention(q, keys, values, table, lengths, scale, window, cap, known=known)
+
+
+@pytest.mark.parametrize("softcap", [None, 0.7])
+@pytest.mark.parametrize(("window", "group", "head_dim"), [(0, 4, 64), (20, 5, 24)])
+def test_row_by_row(window: int, group: int, head_dim: int, softcap: float | None) -> None:
+    how = {"window": window, "softcap": softcap, "attend": by_row}
+    check_paged(LENGTHS, torch.float32, "cpu", head_dim=head_dim, group=group, kv_heads=2, **how)
+
+
+@pytest.mark.parametrize("window", [0, 70])
+def test_row_by_row_a_row_is_the_same_beside_others(window: int) -> None:
+    check_alone(LENGTHS, torch.bfloat16, "cpu", window=window, attend=by_row)
+
+
+@pytest.mark.parametrize("window", [0, 70])
+def test_pages_in_order_are_read_where_they_lie(window: int) -> None:
+    sizes = {"head_dim": 8, "heads": 4, "kv_heads": 2, "page": 64}
+    q, keys, values, _, lengths = make((130, 64), torch.float32, "cpu", **sizes)
+    keys, values = keys.nan_to_num(), values.nan_to_num()
+    table = torch.tensor([[2, 3, 4], [1, 0, 0]], dtype=torch.int32)
+    assert [mine.start for mine in paged.lying(table, lengths, 64)] == [128, 64]
+    assert paged.lying(table.flip(1), lengths, 64)[0].start is None
+    whole = paged.paged_attention_reference(q, keys, values, table, lengths, 0.3, window)
+    assert (by_row(q, keys, values, table, lengths, 0.3, window, None) - whole).abs().max() < 1e-6
 
 
 def test_what_is_gathered_ends_where_the_row_does() -> None:

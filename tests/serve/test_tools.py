@@ -217,9 +217,13 @@ def test_a_schema_that_cannot_be_kept_to_is_refused(bound: Any, schema: Any) -> 
 
 
 def test_schemas_that_would_take_too_long(bound: Any) -> None:
+    """One, or those of some tools together."""
+    long = {"type": "object", "properties": {"a": {"enum": ["x" * 150_000]}}}
+    tools = [{"type": "function", "function": {"name": name, "parameters": long}} for name in "ab"]
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["x" * 300_000]}}}
-    with pytest.raises(openai.BadRequestError, match="wanted at most 262144"):
-        bound.chat.completions.create(model="tiny", messages=ASK, response_format=form)
+    for more in ({"response_format": form}, {"tools": tools, "tool_choice": "required"}):
+        with pytest.raises(openai.BadRequestError, match="wanted at most 262144"):
+            bound.chat.completions.create(model="tiny", messages=ASK, **more)
 
 
 def test_a_schema_is_read_once_for_all_replies(bound: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +232,7 @@ def test_a_schema_is_read_once_for_all_replies(bound: Any, monkeypatch: pytest.M
     monkeypatch.setattr(grammar, "json_schema_grammar", lambda *args: read.append(args) or make(*args))
     schema = {"enum": ["x" * 20, "y", 37, "82 is the answer"]}
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-    asked = {"model": "tiny", "messages": ASK, "response_format": form, "temperature": 3.0, "seed": 1, "n": 16}
+    asked = {"model": "tiny", "messages": ASK, "response_format": form, "temperature": 2.0, "seed": 1, "n": 16}
     choices = bound.chat.completions.create(**asked).choices
     replies = {json.loads(choice.message.content) for choice in choices}
     assert len(read) == 1 and len(replies) > 1 and replies <= set(schema["enum"])

@@ -24,10 +24,7 @@ def configure(parser: argparse.ArgumentParser, *, temperature: str, most: str) -
     held = parser.add_argument_group("the model")
     held.add_argument("--adapter", metavar="DIR", help="an adapter in PEFT's layout to lay over MODEL")
     held.add_argument("--template", metavar="NAME|FILE", help="a chat template by name, or a .jinja file")
-    held.add_argument(
-        "--template-variable", action="append", default=[], metavar="NAME=VALUE",
-        help="tell the chat template this: JSON (enable_thinking=false) or a text; may be repeated",
-    )  # fmt: skip
+    add_template_variable(held)
     held.add_argument("--base", choices=get_args(Base), default="auto", help="how weights are held (default: auto)")
     held.add_argument("--compute", choices=get_args(Compute), default="auto", help="dtype of activations")
     held.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
@@ -55,6 +52,14 @@ def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
     penalties = ("repetition_penalty", "presence_penalty", "frequency_penalty")
     given = {name: getattr(args, name) for name in ("max_new_tokens", *filters, *penalties, "seed", "stop")}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def add_template_variable(parser: argparse._ArgumentGroup) -> None:
+    """The option that ``template_variables`` reads."""
+    parser.add_argument(
+        "--template-variable", action="append", default=[], metavar="NAME=VALUE",
+        help="tell the chat template this: JSON (enable_thinking=false) or a text; may be repeated",
+    )  # fmt: skip
 
 
 def template_variables(args: argparse.Namespace) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from __future__ import annotations
 import time
 from collections import Counter
 from itertools import accumulate, pairwise
-from typing import ClassVar, Self
+from typing import Self
 
 from markdown_it import MarkdownIt
 from rich import markdown
-from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.segment import Segment, SegmentLines
 from rich.table import Table
@@ -100,7 +100,7 @@ def drawn(console: Console, text: str) -> Lines:
     picture = Picture(text)
     lines = console.render_lines(picture, pad=False)
     told = "".join(segment.text for line in lines for segment in line)
-    if _marks(text) - _marks(told + picture.languages):
+    if not told.strip() or _marks(text) - _marks(told + picture.languages):
         lines = console.render_lines(Text(text, overflow="fold"), pad=False)
     filled = [place for place, line in enumerate(lines) if any(segment.text.strip() for segment in line)]
     return lines[filled[0] : filled[-1] + 1] if filled else []
@@ -114,7 +114,10 @@ def _marks(text: str) -> Counter[str]:
 class Heading(markdown.Heading):
     """At the left, as all else."""
 
-    LEVEL_ALIGN: ClassVar[dict[str, JustifyMethod]] = {}
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        text = self.text.copy()
+        text.justify = "left"
+        yield text
 
 
 class TableElement(markdown.TableElement):

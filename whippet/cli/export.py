@@ -17,8 +17,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--to",
         default="hf",
         metavar="FORMAT",
-        help="hf: a checkpoint, the adapter merged (default); adapter: PEFT's; gguf:TYPE: a file for llama.cpp, of type "
-        "f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q4_k_s or q4_0",
+        help="hf: a checkpoint, the adapter merged (default); adapter: PEFT's; gguf:TYPE: a file for llama.cpp, of "
+        "type f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q4_k_s or q4_0",
     )
     parser.add_argument("--out", metavar="DIR", help="the folder to write (default: RUN/FORMAT, as RUN/gguf-q8_0)")
     parser.add_argument("--dtype", default="bf16", metavar="DTYPE", help="of hf: bf16 (default), fp16 or fp32")

@@ -32,6 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="an adapter in PEFT's layout, served as the model NAME beside MODEL; may be repeated",
     )  # fmt: skip
     held.add_argument("--template", metavar="NAME|FILE", help="a chat template by name, or a .jinja file")
+    asking.add_template_variable(held)
     held.add_argument("--base", choices=get_args(Base), default="auto", help="how weights are held (default: auto)")
     held.add_argument("--compute", choices=get_args(Compute), default="auto", help="dtype of activations")
     held.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         from whippet.serve.start import serve_model
 
         served = serve_model(
-            asking.open_model(args),
+            asking.open_model(args, template_variables=asking.template_variables(args)),
             name=_name(args.model),
             adapters=adapters,
             max_rows=args.max_rows,

@@ -17,8 +17,12 @@ Shapes: B rows, Q query heads, K key-value heads, D head size, P pages, S tokens
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from whippet.kernels import triton_jit
 from whippet.kernels.attention import cached_attention
@@ -26,6 +30,27 @@ from whippet.kernels.triton_jit import tl
 
 SPAN = 256
 """Tokens of one program, and of how many a page must be a part."""
+
+
+@dataclass(frozen=True)
+class Lying:
+    """Where the tokens of a row lie, known to the host."""
+
+    pages_N: Tensor
+    length: int
+    start: int | None
+    """Its first token's place among those of all pages, if its pages follow one another in order."""
+
+
+def lying(table_BN: Tensor, lengths_B: Tensor, page: int) -> list[Lying]:
+    """For each row of a table that lies on the CPU; ``page``: tokens of one."""
+    found = []
+    for row, length in enumerate(lengths_B.tolist()):
+        pages_N = table_BN[row, : -(-length // page)]
+        pages = pages_N.tolist()
+        together = pages == list(range(pages[0], pages[0] + len(pages))) if pages else False
+        found.append(Lying(pages_N, length, pages[0] * page if together else None))
+    return found
 
 
 def paged_attention(
@@ -37,11 +62,16 @@ def paged_attention(
     scale: float,
     window: int = 0,
     softcap: float | None = None,
+    *,
+    known: Sequence[Lying] | None = None,
 ) -> Tensor:
-    """Attention of each row's newest token to all of the row."""
+    """Attention of each row's newest token to all of the row. ``known``: table and lengths, on the CPU, as ``lying``
+    tells them."""
     # In fp32 tensor cores and their exponential are less exact than torch is.
     if triton_jit.usable(q_BQD) and q_BQD.dtype != torch.float32:
         return _launch(q_BQD, keys_PSKD, values_PSKD, table_BN, lengths_B, scale, window, softcap or 0.0)
+    if known is not None and softcap is None:
+        return _by_row(q_BQD, keys_PSKD, values_PSKD, known, scale, window)
     return paged_attention_reference(
         q_BQD, keys_PSKD, values_PSKD, table_BN, lengths_B, scale, window=window, softcap=softcap
     )
@@ -62,6 +92,36 @@ def paged_attention_reference(
     out_B1QD = cached_attention(q_BQD[:, None], keys_BTKD, values_BTKD, lengths_B, scale, window, softcap)
     # Nothing is seen by a row without tokens, and the softmax of nothing is NaN.
     return out_B1QD[:, 0].masked_fill((lengths_B == 0)[:, None, None], 0.0)
+
+
+def _by_row(
+    q_BQD: Tensor, keys_PSKD: Tensor, values_PSKD: Tensor, known: Sequence[Lying], scale: float, window: int
+) -> Tensor:
+    """Each row alone, over its own tokens and no more: so it is the same to the bit whatever lies beside it."""
+    kv_heads, parts = keys_PSKD.shape[2], []
+    keys_1KTD, values_1KTD = _heads_first(keys_PSKD), _heads_first(values_PSKD)
+    for row, mine in enumerate(known):
+        if not mine.length:
+            parts.append(torch.zeros_like(q_BQD[row : row + 1]))
+            continue
+        seen = min(mine.length, window or mine.length)
+        if mine.start is None:
+            k_1KSD, v_1KSD = _heads_first(keys_PSKD[mine.pages_N]), _heads_first(values_PSKD[mine.pages_N])
+        else:
+            k_1KSD, v_1KSD = keys_1KTD, values_1KTD
+        first = (mine.start or 0) + mine.length - seen
+        # Queries that share a key-value head are so many queries of it; none is after another, so there is no mask.
+        q_1KGD = q_BQD[row : row + 1].unflatten(1, (kv_heads, -1))
+        out_1KGD = functional.scaled_dot_product_attention(
+            q_1KGD, k_1KSD.narrow(2, first, seen), v_1KSD.narrow(2, first, seen), scale=scale
+        )
+        parts.append(out_1KGD.flatten(1, 2))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _heads_first(pages_PSKD: Tensor) -> Tensor:
+    """A view of pages that follow one another, [1, K, P · S, D]."""
+    return pages_PSKD.flatten(0, 1).transpose(0, 1).unsqueeze(0)
 
 
 def gathered(pages_PSKD: Tensor, table_BN: Tensor, lengths_B: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from whippet.errors import UsageError
 from whippet.kernels.attention import cached_attention, packed_attention
-from whippet.kernels.paged_attention import gathered, paged_attention
+from whippet.kernels.paged_attention import Lying, gathered, lying, paged_attention
 from whippet.model.cache import Cache
 from whippet.model.config import ModelConfig
 
@@ -52,6 +52,7 @@ class Rows:
     def __init__(self, cache: PagedCache, table_BN: Tensor, lengths_B: Tensor, held: list[int] | None = None) -> None:
         self._cache, self._table_BN, self._lengths_B, self._held = cache, table_BN, lengths_B, held
         self._slots_T: Tensor | None = None
+        self._known: list[Lying] | None = None
         self._seen_B = lengths_B + 1 if held is None else lengths_B
 
     def check(self, cu_seqlens: Tensor, max_length: int) -> None:
@@ -88,7 +89,9 @@ class Rows:
         keys_PSKD.flatten(0, 1).index_copy_(0, slots_T, k_TKD.to(keys_PSKD.dtype))
         values_PSKD.flatten(0, 1).index_copy_(0, slots_T, v_TKD.to(values_PSKD.dtype))
         if self._held is None:
-            return paged_attention(q_TQD, keys_PSKD, values_PSKD, self._table_BN, self._seen_B, *how)
+            if self._known is None and q_TQD.device.type == "cpu":
+                self._known = lying(self._table_BN, self._seen_B, PAGE)
+            return paged_attention(q_TQD, keys_PSKD, values_PSKD, self._table_BN, self._seen_B, *how, known=self._known)
         if not any(self._held):
             return packed_attention(q_TQD, k_TKD, v_TKD, cu_seqlens, max_length, *how)
         borders, parts = cu_seqlens.tolist(), []

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from whippet.infer.grammar import LlGrammar
 
 MAX_GRAMMAR = 256 * 1024
-"""Characters of a request's schemas: reading them takes a second a megabyte, or a few."""
+"""Characters of a request's schemas: reading them takes some seconds a megabyte."""
 
 
 def prepare(asked: ChatRequest, served: Served) -> Prepared:
