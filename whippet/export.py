@@ -44,7 +44,7 @@ from whippet.weights.gguf_meta import model_pairs
 from whippet.weights.gguf_mix import MIXES
 from whippet.weights.gguf_names import for_llama_cpp
 from whippet.weights.gguf_read import GGUFFile
-from whippet.weights.gguf_words import word_pairs
+from whippet.weights.gguf_words import model_name, word_pairs
 from whippet.weights.hf import MAX_SHARD_BYTES, CheckpointReader, write_checkpoint
 from whippet.weights.load import choose_device, load_decoder, read_config, resolve_model
 from whippet.weights.merge import merged_tensors
@@ -187,6 +187,8 @@ def _open(source: str, device: str) -> Material:
 def _check_possible(material: Material, source: str, to: str, merge_onto: str) -> None:
     if to == "adapter" and material.located.adapter is None:
         raise UsageError(f"{source} has no adapter; --to hf writes it as a whole model")
+    if to.startswith("gguf:"):
+        gguf.import_gguf()
     if merge_onto == "16bit" and material.quantised:
         raise UsageError(
             f"--merge-onto 16bit: the base {material.located.base} is 4 bit itself, so its unquantised weights are not "
@@ -224,7 +226,7 @@ def _write_gguf(material: Material, folder: Path, mix: str, merge_onto: str) -> 
         described = read_json(Path(scratch) / "tokenizer.json")
     words, more = word_pairs(material.renderer, described, config.vocab_size)
     name = material.run.name if material.run is not None else material.folder.name
-    pairs = model_pairs(config, mix, name) | words
+    pairs = model_pairs(config, mix, model_name(name, described)) | words
     plan, ledger = gguf.planned(config, mix), Ledger()
     tensors = ledger.watched(gguf.packed(config, merged_tensors(live), plan, live.device))
     path = folder / f"model-{mix}.gguf"
@@ -236,7 +238,8 @@ def _write_gguf(material: Material, folder: Path, mix: str, merge_onto: str) -> 
         back = gguf.load_gguf(file, choose_device(material.device))
     comparison = compare(logits_PV, probe_logits(back, prompts))
     onto = merge_onto if material.located.adapter is not None else None
-    return Written(parameters(config), comparison, onto, distance, against, (*notes, *more))
+    notes = (*notes, *more, *gguf.substituted(plan, mix))
+    return Written(parameters(config), comparison, onto, distance, against, notes)
 
 
 def _live(

@@ -15,27 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from whippet.errors import MissingExtra, ModelError, UsageError
+from whippet.errors import MissingExtra, ModelError
 from whippet.model.config import ModelConfig
 from whippet.model.decoder import Decoder
 from whippet.weights.files import written_aside
 from whippet.weights.gguf_blocks import KINDS, Kind, quantise
 from whippet.weights.gguf_meta import config_of, rotary_tensors
 from whippet.weights.gguf_mix import MIXES, kind_of
-from whippet.weights.gguf_names import RULES, arranged, gguf_name, restored
+from whippet.weights.gguf_names import arranged, gguf_name, restored
 from whippet.weights.gguf_read import GGUFFile
 from whippet.weights.names import table
 
 Plan = dict[str, tuple[Kind, tuple[int, ...]]]
 """Of each tensor, by its name in the file and in its order, the kind and the shape."""
-
-
-def mix_of(to: str) -> str:
-    """The type in ``gguf:TYPE``. UsageError, with those that are known, for another one."""
-    _, _, mix = to.partition(":")
-    if mix not in MIXES:
-        raise UsageError(f"--to {to}: not known; known: {', '.join(f'gguf:{name}' for name in MIXES)}")
-    return mix
 
 
 def planned(config: ModelConfig, mix: str) -> Plan:
@@ -49,6 +41,16 @@ def planned(config: ModelConfig, mix: str) -> Plan:
     return rotary | plan
 
 
+def substituted(plan: Plan, mix: str) -> tuple[str, ...]:
+    """What to say of matrices that could not have their type."""
+    wanted = KINDS[MIXES[mix].usual]
+    others = [kind for kind, shape in plan.values() if len(shape) > 1 and shape[-1] % wanted.weights]
+    if not others:
+        return ()
+    held = " or ".join(sorted({kind.name for kind in others}))
+    return (f"{len(others)} matrices have rows of no whole blocks of {wanted.weights} numbers and are {held} instead",)
+
+
 def planned_bytes(plan: Plan) -> int:
     """Bytes of all tensors."""
     return sum(_rows(shape) * kind.row_bytes(shape[-1]) for kind, shape in plan.values())
@@ -57,8 +59,8 @@ def planned_bytes(plan: Plan) -> int:
 def packed(
     config: ModelConfig, tensors: Iterable[tuple[str, Tensor]], plan: Plan, device: torch.device | str
 ) -> Iterator[tuple[str, Tensor]]:
-    """Each tensor of ``plan`` as the bytes that go into the file, uint8 on the CPU. ``tensors``: fp32, in Hugging Face's
-    names and the order of ``names.table``; they are quantised on ``device``."""
+    """Each tensor of ``plan`` as the bytes that go into the file, uint8 on the CPU. ``tensors``: fp32, by Hugging
+    Face's names in the order of ``names.table``; they are quantised on ``device``."""
     for name, tensor in rotary_tensors(config).items():
         yield name, quantise(tensor[None], KINDS["f32"], where=name)
     for theirs, tensor in tensors:
@@ -124,11 +126,6 @@ def load_gguf(file: GGUFFile, device: torch.device | str = "cpu") -> Decoder:
         path, _, name = entry.ours.rpartition(".")
         setattr(decoder.get_submodule(path), name, nn.Parameter(torch.cat(joined), requires_grad=False))
     return decoder.requires_grad_(False).eval()
-
-
-def architecture(config: ModelConfig) -> str:
-    """What the file calls the model."""
-    return RULES[config.family].arch
 
 
 def _rows(shape: Iterable[int]) -> int:

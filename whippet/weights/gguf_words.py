@@ -29,6 +29,10 @@ _TEKKEN = (
 PATTERNS = {_LLAMA3: "llama-bpe", _LLAMA3.replace("{1,3}", ""): "qwen2", _TEKKEN: "tekken"}
 """The pattern of a pre-tokenizer, and llama.cpp's name for it."""
 SPACE = "▁"
+ENDS = frozenset(
+    ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "<EOT>")
+)
+"""Tokens that llama.cpp takes for ends by their text, whatever the metadata say."""
 
 
 def word_pairs(renderer: Renderer, described: dict[str, Any], vocab_size: int) -> tuple[dict[str, Any], list[str]]:
@@ -54,9 +58,18 @@ def word_pairs(renderer: Renderer, described: dict[str, Any], vocab_size: int) -
         pairs["tokenizer.ggml.merges"] = merges
     special, notes = _special(renderer)
     pairs |= special
+    if pieces and (described.get("pre_tokenizer") or {}).get("type") == "Metaspace":
+        notes.append("llama.cpp puts a space before every text, the tokenizer before none that begins with a space")
     if renderer.template is not None:
         pairs["tokenizer.chat_template"] = with_defaults(renderer.template.source, renderer.variables)
     return pairs, notes
+
+
+def model_name(name: str, described: dict[str, Any]) -> str:
+    """``general.name``, by which alone llama.cpp knows that Phi-3's special tokens take the spaces behind them."""
+    strips = [token for token in described.get("added_tokens", []) if token.get("special") and token.get("rstrip")]
+    known = any(part in name.lower() for part in ("phi-3", "phi3"))
+    return f"{name} (Phi-3)" if strips and not known else name
 
 
 def starts_with_bos(renderer: Renderer) -> bool:
@@ -64,7 +77,9 @@ def starts_with_bos(renderer: Renderer) -> bool:
     tokenizer = renderer.tokenizer
     if renderer.template is not None:
         try:
-            return renderer.prompt_ids([Message("user", "a")])[:1] == [tokenizer.bos_id]
+            ids = renderer.prompt_ids([Message("user", "a")])
+            # Where BOS is also what opens a turn, the first one is that.
+            return ids[:1] == [tokenizer.bos_id] and (tokenizer.adds_bos or ids.count(ids[0]) == 1)
         except DataError:
             pass  # some templates want more than one bare question
     return tokenizer.adds_bos
@@ -91,10 +106,12 @@ def _special(renderer: Renderer) -> tuple[dict[str, Any], list[str]]:
         "unknown": tokenizer.token_id(tokenizer.named_tokens.get("unk_token", "")),
         "padding": tokenizer.pad_id,
     }
-    pairs: dict[str, Any] = {f"tokenizer.ggml.{name}_token_id": found for name, found in ids.items() if found is not None}
+    known = {name: token_id for name, token_id in ids.items() if token_id is not None}
+    pairs: dict[str, Any] = {f"tokenizer.ggml.{name}_token_id": token_id for name, token_id in known.items()}
     pairs["tokenizer.ggml.add_bos_token"] = tokenizer.bos_id is not None and starts_with_bos(renderer)
     pairs["tokenizer.ggml.add_eos_token"] = renderer.template is None and tokenizer.adds_eos
-    lost = [repr(tokenizer.token_text(token_id)) for token_id in others if token_id != turn_end]
+    texts = [tokenizer.token_text(token_id) for token_id in others if token_id != turn_end]
+    lost = [repr(text) for text in texts if text not in ENDS]
     return pairs, [f"a GGUF file has no place for the further end tokens {', '.join(lost)}"] if lost else []
 
 
