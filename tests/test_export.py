@@ -205,7 +205,7 @@ def test_what_vllm_will_not_take_is_said_wherever_one_looks(r: int, said: str, t
     assert said in (tmp_path / "out" / "README.md").read_text()
     assert said in json.loads((tmp_path / "out" / "verify.json").read_text())["notes"][0]
     merged = export(run, "hf", tmp_path / "hf", device="cpu")
-    assert not merged.notes and "vLLM" not in (tmp_path / "hf" / "README.md").read_text()
+    assert not merged.notes and said not in (tmp_path / "hf" / "README.md").read_text()
 
 
 def test_an_adapters_folder_and_a_checkpoint_export_too(made: tuple[Path, Path], tmp_path: Path) -> None:

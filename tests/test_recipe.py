@@ -40,6 +40,7 @@ def test_every_key_round_trips(tmp_path: Path) -> None:
             "track": ["tensorboard"],
         },
         "memory": {"budget": "6.5GiB"},
+        "energy": {"country": "FRA", "pue": 1.1, "renewable_share": 0.25, "gpu_watts": 300},
     }  # fmt: skip
     recipe = make_recipe(other)
     write_recipe(recipe, tmp_path / "r.toml")
@@ -177,5 +178,5 @@ def test_every_option_has_a_docstring() -> None:
             said = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
             if isinstance(item, ast.AnnAssign) and not said:
                 bare.append(item.target.id)  # type: ignore[union-attr]
-    assert set(bare) <= {"model", "lora", "data", "train", "memory", "weight_decay", "beta1", "beta2", "seed"}
+    assert set(bare) <= {"model", "lora", "data", "train", "memory", "energy", "weight_decay", "beta1", "beta2", "seed"}
     assert dataclasses.is_dataclass(Recipe)

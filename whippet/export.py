@@ -31,11 +31,13 @@ from whippet.model.families import config_to_hf
 from whippet.model.size import parameters
 from whippet.options import Base
 from whippet.paths import within
-from whippet.report.card import CardFacts, license_of, model_card
+from whippet.report.card import CardFacts, model_card
+from whippet.report.card_facts import Relation
 from whippet.report.compare import Comparison, compare
 from whippet.report.exported import ExportReport
 from whippet.report.figures import size
 from whippet.report.folder import RunFacts, read_run
+from whippet.report.licences import carry_licence, languages_of, license_of
 from whippet.verify import Ledger, bases_distance, check_tensors, check_words, digest, probe_logits, probes
 from whippet.weights import gguf, gguf_check
 from whippet.weights.adapter import WEIGHTS, load_adapter, read_adapter_config, save_adapter
@@ -299,18 +301,26 @@ def _write_card(material: Material, report: ExportReport, folder: Path) -> None:
         shutil.copyfile(within(run.folder, run.folder / CURVE), folder / CURVE)
         curve = CURVE
     base = str(run.table("model").get("path") or material.located.base) if run is not None else material.located.base
+    licence = license_of(material.folder, base)
+    relation: Relation = "finetune"
+    if report.format == "adapter":
+        relation = "adapter"
+    elif run is None and material.located.adapter is None and report.format.startswith("gguf"):
+        relation = "quantized"
     facts = CardFacts(
         name=run.name if run is not None and report.out.parent == run.folder else report.out.name,
         base=base,
-        relation="adapter" if report.format == "adapter" else "finetune",
+        relation=relation,
         run=run,
         chat=material.renderer.template is not None,
-        license=license_of(material.folder),
+        license=licence,
+        languages=languages_of(material.folder),
         export=report.as_dict(),
         curve=curve,
         notes=report.notes,
     )
     (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
+    carry_licence(material.folder, licence, folder)
 
 
 def _bytes_needed(material: Material, to: str, dtype: str) -> int:

@@ -1,8 +1,8 @@
 """Every key of a recipe, on one page.
 
-A recipe (TOML) has the tables ``[model] [lora] [data] [train] [memory] [energy]`` and the key ``out``; each class below is one
-table, each field one key, with its meaning, its unit and its default. ``recipe.py`` reads and checks them. The file
-imports nothing heavy, so that a mistyped key is answered before torch is loaded.
+A recipe (TOML) has the tables ``[model] [lora] [data] [train] [memory] [energy]`` and the key ``out``; each class below
+is one table, each field one key, with its meaning, its unit and its default. ``recipe.py`` reads and checks them. The
+file imports nothing heavy, so that a mistyped key is answered before torch is loaded.
 """
 
 from __future__ import annotations

@@ -26,13 +26,14 @@ from safetensors import SafetensorError
 
 from whippet import lora
 from whippet.chat.messages import Message
-from whippet.errors import WhippetError
+from whippet.errors import UsageError, WhippetError
 from whippet.export import export
 from whippet.infer.model import Model, load
 from whippet.infer.prompts import Messages
 from whippet.options import Recipe
 from whippet.recipe import make_recipe, parse_bytes, read_recipe, write_recipe
 from whippet.report.display import Display
+from whippet.report.emissions import figures
 from whippet.report.exported import ExportReport
 from whippet.report.folder import read_run
 from whippet.report.meter import Meter
@@ -102,7 +103,7 @@ def plan(recipe: Recipe) -> Material:
 
     Of a hub id only configuration and tokenizer are fetched, into the hub's cache.
     """
-    return gather(settle(recipe), parse_bytes(recipe.memory.budget, "memory.budget"), weights=False)
+    return _usable(recipe, gather(settle(recipe), parse_bytes(recipe.memory.budget, "memory.budget"), weights=False))
 
 
 class Run:
@@ -168,8 +169,15 @@ def _resume_command(place: Path) -> str:
 
 
 def _gathered(recipe: Recipe, display: Display) -> Material:
-    material = gather(recipe, parse_bytes(recipe.memory.budget, "memory.budget"))
+    material = _usable(recipe, gather(recipe, parse_bytes(recipe.memory.budget, "memory.budget")))
     display.note(f"{material}\n")
+    return material
+
+
+def _usable(recipe: Recipe, material: Material) -> Material:
+    """Raise UsageError for a key that would say nothing on this device."""
+    if recipe.energy.gpu_watts is not None and material.device.type != "cuda":
+        raise UsageError(f"energy.gpu_watts = {recipe.energy.gpu_watts:g}: no GPU trains here, leave it out")
     return material
 
 
@@ -279,7 +287,8 @@ def _disk_failures(place: Path) -> Iterator[None]:
 
 def _summary(place: Path, result: Path, seconds: float) -> dict[str, Any]:
     """The headline figures: losses in nats a trained token, ``seconds`` of this call."""
-    told = results(read_run(place).records)
+    run = read_run(place)
+    told = results(run.records)
     return {
         "folder": str(place),
         "result": str(result),
@@ -292,4 +301,4 @@ def _summary(place: Path, result: Path, seconds: float) -> dict[str, Any]:
         "tokens_per_s": told.tokens_per_s,
         "peak_bytes": told.peak_bytes,
         "seconds": round(seconds, 3),
-    }
+    } | figures(run.energy, run.table("energy"))

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from helpers_runs import records
 from huggingface_hub import ModelCard
 
 from whippet.options import DataOptions, LoraOptions, ModelOptions, Recipe, Source, TrainOptions
 from whippet.recipe import write_recipe
-from whippet.report.card import CardFacts, license_of, model_card
+from whippet.report.card import CardFacts, model_card
 from whippet.report.folder import RunFacts, is_hub_id, public_name, read_run
+from whippet.report.licences import Licence
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def run(tmp_path: Path) -> RunFacts:
 
 @pytest.fixture
 def facts(run: RunFacts) -> CardFacts:
-    return CardFacts("my-run", "meta-llama/Llama-3.1-8B", "adapter", run, license="llama3.1", curve="loss.png")
+    return CardFacts("my-run", "meta-llama/Llama-3.1-8B", "adapter", run, license=Licence("llama3.1"), curve="loss.png")
 
 
 def test_the_hub_reads_its_metadata(facts: CardFacts) -> None:
@@ -64,15 +66,34 @@ def test_the_hub_reads_its_metadata(facts: CardFacts) -> None:
     assert whole.to_dict()["base_model_relation"] == "finetune"
 
 
+def test_what_the_base_names_is_passed_on(facts: CardFacts) -> None:
+    data = ModelCard(model_card(dataclasses.replace(facts, languages=("en", "no")))).data
+    assert data.language == ["en", "no"] and data.to_dict()["license_name"] == "llama3.1"
+    assert data.to_dict()["license_link"] == "https://www.llama.com/llama3_1/license"
+    other = Licence("other", "qwen-research", "https://example.org/LICENSE")
+    told = ModelCard(model_card(dataclasses.replace(facts, license=other))).data.to_dict()
+    assert (told["license"], told["license_name"], told["license_link"]) == ("other", other.name, other.link)
+
+
+def test_no_key_of_the_metadata_is_empty(facts: CardFacts) -> None:
+    card = model_card(CardFacts("plain", "org/base", "quantized", chat=False))
+    assert yaml.safe_load(card.split("---")[1]) == {
+        "base_model": "org/base", "base_model_relation": "quantized", "library_name": "transformers",
+        "pipeline_tag": "text-generation", "tags": ["whippet"],
+    }  # fmt: skip
+
+
 def test_it_tells_data_recipe_results_cost_and_versions(facts: CardFacts) -> None:
     card = model_card(facts)
     for text in (
-        "# my-run", "`meta-llama/Llama-3.1-8B`", "| pets.jsonl | 0.5 | abababababababab |", "| org/hub-data | 1 |",
+        "# Llama-my-run", "`meta-llama/Llama-3.1-8B`",
+        "| pets.jsonl | 0.5 | abababababababab |", "| org/hub-data | 1 |",
         "| kept | 1,200 |", "| lora.r | 32 |", "| lora.targets | q_proj, v_proj |", "| train.learning_rate | 2e-4 |",
         "**1.1856**, from 3.5000 before training", "| held-out loss | 3.5 | 1.186 |",
         "![The loss over the steps](loss.png)",
         "| peak device memory | 3 GiB |", "| tokens per second | 8,192 |", "| torch | 2.13.0 |",
         "| device | NVIDIA H100 |",
+        "## Intended use\n\nNot stated yet.",
         "PeftModel.from_pretrained", "whippet chat meta-llama/Llama-3.1-8B --adapter .", "## Limitations",
     ):  # fmt: skip
         assert text in card, text
@@ -108,7 +129,7 @@ def test_every_table_row_has_as_many_cells_as_its_head(facts: CardFacts) -> None
 def test_a_local_base_is_no_hub_id_and_only_its_name_is_told(facts: CardFacts, tmp_path: Path) -> None:
     card = model_card(dataclasses.replace(facts, base=str(tmp_path / "private" / "tiny")))
     assert "base_model" not in card and "`tiny`" in card and str(tmp_path) not in card
-    assert "--adapter ." in card and "BASE: the folder of tiny" in card
+    assert "--adapter ." in card and "BASE is the folder of tiny" in card
 
 
 def test_a_checkpoint_without_a_run_or_template(facts: CardFacts) -> None:
@@ -127,22 +148,6 @@ def test_the_verdict_of_an_export_is_on_it(facts: CardFacts, passed: bool) -> No
     assert ("do not rely on it" in card) is not passed
     for text in ("| mean KL to the live model, nats | 2e-5 |", "99.5 %", "8.03 B", "9.0 %"):
         assert text in card, text
-
-
-@pytest.mark.parametrize(
-    ("text", "wanted"),
-    [
-        ("---\nlicense: llama3.2\nlanguage: en\n---\n# x", "llama3.2"),
-        ("---\nlanguage: en\n---\nlicense: mit", None),
-        ('---\nlicense: "apache-2.0"\n---', "apache-2.0"),
-        ("license: mit", None),
-        ("---\nlicense: <script>\n---", None),
-    ],
-)
-def test_the_licence_of_the_base_is_found(tmp_path: Path, text: str, wanted: str | None) -> None:
-    (tmp_path / "README.md").write_text(text)
-    assert license_of(tmp_path) == wanted
-    assert license_of(tmp_path / "none") is None
 
 
 def test_public_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

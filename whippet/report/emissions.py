@@ -109,6 +109,14 @@ def footprint(kwh: float, place: Mapping[str, Any]) -> Footprint | None:
     return Footprint(kwh * pue, grid, pue, value_of(place, "renewable_share") or 0.0)
 
 
+def figures(records: Sequence[Mapping[str, Any]], place: Mapping[str, Any]) -> dict[str, float | None]:
+    """``energy_kwh`` of the machine and ``co2eq_grams`` by location, for a run's summary; None where not known."""
+    energy = total(records)
+    kwh = energy.kwh if energy is not None else None
+    emitted = footprint(kwh, place) if kwh is not None else None
+    return {"energy_kwh": kwh, "co2eq_grams": emitted.location_grams if emitted is not None else None}
+
+
 def gpu_kwh(gpu_hours: float, watts: float) -> float:
     """The estimate of the Llama cards: every GPU at its full power for as long as it was held."""
     return gpu_hours * watts / 1000

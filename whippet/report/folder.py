@@ -1,8 +1,8 @@
 """A run's folder as facts: what the card and the page are written from.
 
 Comes in: ``recipe.toml`` and, as far as they are there, ``metrics.jsonl``, ``plan.json``, ``data.json``,
-``environment.json``, ``samples.jsonl`` and ``energy.jsonl``. Goes out: ``RunFacts``. Only files of the folder are read, never the
-machine's environment, so nothing secret can get into what is written from them.
+``environment.json``, ``samples.jsonl`` and ``energy.jsonl``. Goes out: ``RunFacts``. Only files of the folder are read,
+never the machine's environment, so nothing secret can get into what is written from them.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Measures what a run takes: the GPU's own counter (NVML), the processor's (RAPL), else watts times time.
 
 Comes in: the device, and the records of the loop, for the meter takes them as a tracker does (``trackers.py``) and is
-read no more often than every ten seconds. Goes out: ``energy.jsonl`` in the run's folder, a line each time: joules since
-this session began. A run that was stopped begins another session, so nothing is counted twice and a crash loses ten
-seconds at most. Nothing here can end a run: what cannot be read is estimated, or told to be unknown.
+read no more often than every ten seconds. Goes out: ``energy.jsonl`` in the run's folder, a line each time: joules
+since this session began. A run that was stopped begins another session, so nothing is counted twice, and a crash loses
+what came after the last line: ten seconds and the step under way. Nothing here can end a run: what cannot be read is
+estimated, or told to be unknown.
 
 Both counters measure a whole chip, whoever uses it. A processor without a readable counter is taken as its time in
 this process at ``CPU_CORE_WATTS``. Memory outside the chips, disks, fans and losses of the supply are not measured.
@@ -71,7 +72,7 @@ class Rapl:
     """The counters of all processors and their memory. Raises LookupError if one cannot be read (most systems let only
     root do so)."""
 
-    def __init__(self, root: Path = POWERCAP) -> None:
+    def __init__(self, root: Path) -> None:
         self._zones: list[tuple[Path, int]] = []
         try:
             for zone in sorted(root.iterdir() if root.is_dir() else ()):
@@ -113,7 +114,7 @@ class Meter:
             watts = gpu_watts(self._gpu_name)
         self._gpu = _Reading(gpu, lambda: None if watts is None else watts * self._seconds())
         busy = _busy_seconds()
-        self._cpu = _Reading(_counter(Rapl), lambda: CPU_CORE_WATTS * (_busy_seconds() - busy))
+        self._cpu = _Reading(_counter(lambda: Rapl(POWERCAP)), lambda: CPU_CORE_WATTS * (_busy_seconds() - busy))
         self._started = self._written = time.monotonic()
         self._step = 0
 
@@ -132,10 +133,15 @@ class Meter:
 
     def _begin(self) -> int | None:
         """The number of this session; None if the file cannot be used, and then nothing is written."""
+        path, records = self._log.path, []
         try:
-            self._log.truncate_after(sys.maxsize)  # a line that a crash cut short
-            records = read_metrics(self._log.path) if self._log.path.is_file() else []
-        except (OSError, UsageError) as error:
+            try:
+                self._log.truncate_after(sys.maxsize)  # a line that a crash cut short
+                records = read_metrics(path) if path.is_file() else []
+            except UsageError as error:
+                path.replace(path.with_name(f"{path.name}.unreadable"))
+                self._note(f"{error}; set aside as {path.name}.unreadable, energy is counted anew")
+        except OSError as error:
             self._note(f"energy is not measured: {error}")
             return None
         return 1 + max((record["session"] for record in records if type(record.get("session")) is int), default=0)

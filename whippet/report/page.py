@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from whippet.report.charts import Line, chart
+from whippet.report.emissions import COUNTER, Energy, total
 from whippet.report.figures import count, duration, percent, short, size
 from whippet.report.folder import RunFacts, public_name
 from whippet.report.page_parts import POLICY, SCRIPT, STYLE
@@ -37,7 +38,7 @@ def run_page(run: RunFacts) -> str:
     body = "".join(
         [
             _header(run),
-            _figures(told),
+            _figures(told, total(run.energy)),
             _charts(run, told),
             _samples(run.samples),
             _halves(_section("Data", _rows(run.data)), _section("Plan", _rows(run.plan))),
@@ -65,7 +66,7 @@ def _header(run: RunFacts) -> str:
     return f"<header><h1>{escape(run.name)}</h1><p>{escape(told)}</p></header>"
 
 
-def _figures(told: Results) -> str:
+def _figures(told: Results, energy: Energy | None) -> str:
     figures = [
         ("Loss", _figure(told.loss_last), _from(told.loss_first)),
         ("Held-out loss", _figure(told.eval_last), _from(told.eval_first)),
@@ -75,6 +76,7 @@ def _figures(told: Results) -> str:
         ("Tokens a second", count(told.tokens_per_s), "median"),
         ("Peak memory", size(told.peak_bytes), ""),
         ("Time", duration(told.seconds), "in steps"),
+        ("Energy", _energy(energy), "" if energy is None or energy.how == (COUNTER,) else "estimated in part"),
     ]
     shown = [
         f"<div><dt>{name}</dt><dd>{value}{f'<small>{note}</small>' if note else ''}</dd></div>"
@@ -187,6 +189,10 @@ def _item(item: Any) -> str:
 
 def _figure(loss: float | None) -> str:
     return "–" if loss is None else f"{loss:.4f}"
+
+
+def _energy(energy: Energy | None) -> str:
+    return "–" if energy is None or energy.kwh is None else f"{short(energy.kwh)} kWh"
 
 
 def _from(first: float | None) -> str:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 GPU_WATTS = {
     "B200": 1000, "H200": 700, "H200 NVL": 600, "H100": 700, "H100 PCIe": 350, "H100 NVL": 400, "GH200": 900,
-    "A100-SXM": 400, "A100-PCIE": 250, "A100 80GB PCIe": 300, "L40S": 350, "L40": 300, "L4": 72, "A10G": 300, "A10": 150,
-    "RTX A6000": 300, "RTX 6000 Ada": 300, "RTX 5090": 575, "RTX 4090": 450, "RTX 4080": 320, "RTX 3090": 350,
-    "V100-SXM": 300, "V100-PCIE": 250, "T4": 70,
+    "A100-SXM": 400, "A100-PCIE": 250, "A100 80GB PCIe": 300, "L40S": 350, "L40": 300, "L4": 72, "A10G": 300,
+    "A10": 150, "RTX A6000": 300, "RTX 6000 Ada": 300, "RTX 5090": 575, "RTX 4090": 450, "RTX 4080": 320,
+    "RTX 3090": 350, "V100-SXM": 300, "V100-PCIE": 250, "T4": 70,
 }  # fmt: skip
-"""Board power by NVIDIA's data sheets (https://www.nvidia.com/en-us/data-center/, /en-us/geforce/graphics-cards/), under
-a part of the name."""
+"""Board power by NVIDIA's data sheets (https://www.nvidia.com/en-us/data-center/ and /en-us/geforce/graphics-cards/),
+under a part of the name."""
 UNLIKE = ("Laptop", "Max-Q", "MIG")
 """Chips of these have a name of the table and another power."""
 CPU_CORE_WATTS = 5.0

@@ -20,8 +20,9 @@ from whippet import __version__
 from whippet.infer.model import Model
 from whippet.model.families import config_to_hf
 from whippet.options import Recipe
-from whippet.report.card import CardFacts, license_of, model_card
+from whippet.report.card import CardFacts, model_card
 from whippet.report.folder import read_run
+from whippet.report.licences import carry_licence, languages_of, license_of
 from whippet.report.page import write_page
 from whippet.report.plot import loss_png
 from whippet.weights.adapter import adapter_notes, save_adapter
@@ -57,6 +58,8 @@ def write_reports(model: Model, recipe: Recipe, base_folder: Path, folder: Path)
     result = folder / (MODEL if full else ADAPTER)
     loss_png(read_run(folder).records, folder / CURVE, title=folder.name)
     run, notes = read_run(folder), result_notes(result)
+    licence, languages = license_of(base_folder, recipe.model.path), languages_of(base_folder)
+    carry_licence(base_folder, licence, result)
     for place, curve in ((folder, CURVE), (result, None)):
         facts = CardFacts(
             name=folder.name,
@@ -64,7 +67,8 @@ def write_reports(model: Model, recipe: Recipe, base_folder: Path, folder: Path)
             relation="finetune" if full else "adapter",
             run=run,
             chat=model.has_template,
-            license=license_of(base_folder),
+            license=licence,
+            languages=languages,
             curve=curve,
             notes=notes if place == result else (),
         )

@@ -23,6 +23,7 @@ from whippet.errors import ModelError
 from whippet.model.decoder import Decoder
 from whippet.model.size import adapted
 from whippet.options import KNOWN_TARGETS, TARGETS, LoraOptions
+from whippet.report.card_usage import VLLM_RANKS, VLLM_UNASKED
 from whippet.weights.adapter_config import CONFIG, AdapterConfig, adapter_config, read_config
 from whippet.weights.files import write_json
 from whippet.weights.header import TensorInfo, read_header, refuse_pickle
@@ -45,8 +46,6 @@ FLOATS = ("F32", "F16", "BF16")
 MAGNITUDE = ".lora_magnitude_vector"
 KEY = re.compile(r"layers\.(\d{1,6})\.(\w+)\.(a|b)", re.ASCII)
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-VLLM_RANK, VLLM_RANKS = 16, (32, 64, 128, 256, 320, 512)
-"""What ``vllm serve`` allows unless ``--max-lora-rank`` says more, and what that may say (its ``config/lora.py``)."""
 
 
 def save_adapter(
@@ -90,7 +89,7 @@ def adapter_notes(folder: Path) -> list[str]:
     largest = max([config.r, *config.rank_pattern.values()])
     if largest > VLLM_RANKS[-1]:
         notes.append(f"vLLM takes ranks up to {VLLM_RANKS[-1]}, and this has {largest}; merge it for that")
-    elif largest > VLLM_RANK:
+    elif largest > VLLM_UNASKED:
         notes.append(f"vLLM wants --max-lora-rank {min(r for r in VLLM_RANKS if r >= largest)} for it")
     return notes
 

@@ -41,7 +41,9 @@ def folders_but(name: str) -> list[str]:
 
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-HUB_TEXTS = ["*.json", "*.jinja", "tokenizer.model", "tokenizer.model.v*"]
+HUB_LICENCE = ["README.md", "LICENSE*", "NOTICE*", "USE_POLICY.md"]
+"""What a licence asks to be passed on, and the card that names it."""
+HUB_TEXTS = ["*.json", "*.jinja", "tokenizer.model", "tokenizer.model.v*", *HUB_LICENCE]
 """Configuration, tokenizer and the index of the weights."""
 HUB_FILES = ["*.safetensors", *HUB_TEXTS]
 HUB_IGNORED = [*folders_but(TEMPLATES), f"{TEMPLATES}/*.json", f"{TEMPLATES}/*.safetensors", "consolidated*"]
