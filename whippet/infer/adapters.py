@@ -50,4 +50,4 @@ def _shelve(decoder: Decoder, projection: Projection, number: int) -> None:
         b_NR[projection.parts[name], first:last] = adapter.scale * adapter.b
         first = last
     a_RK = torch.cat([adapter.a for _, adapter in parts])
-    projection.shelve(decoder.choice, a_RK, b_NR, number, decoder.compute_dtype)
+    projection.shelve(a_RK, b_NR, number, decoder.compute_dtype)

@@ -66,6 +66,8 @@ class Decoder(nn.Module):
         self.head: nn.Parameter | None = None
         if not config.tie_embeddings:
             self.head = nn.Parameter(torch.empty(shape, device=where, dtype=dtype))
+        for _, projection in self.projections():
+            projection.choice = self.choice
 
     @property
     def device(self) -> torch.device:

@@ -61,6 +61,8 @@ class Projection(nn.Module):
         self.adapters = nn.ModuleDict()
         self.adapters_enabled = True
         self._stacked: Stacked | None = None
+        self.choice = Choice()
+        """That of the decoder, once it is part of one."""
         self.shelf: Shelf | None = None
 
     @property
@@ -97,10 +99,10 @@ class Projection(nn.Module):
         if self.nf4 is not None:
             self.quantised = nf4_fp8.with_rows(self.nf4, name=name)
 
-    def shelve(self, choice: Choice, a_RK: Tensor, b_NR: Tensor, number: int, dtype: torch.dtype) -> None:
+    def shelve(self, a_RK: Tensor, b_NR: Tensor, number: int, dtype: torch.dtype) -> None:
         """Put an adapter's factors beside this matrix, for tokens that choose ``number``. What lay over it is gone."""
         if self.shelf is None:
-            self.shelf = empty_shelf(choice, self.in_size, self.out_size, dtype, self.device)
+            self.shelf = empty_shelf(self.choice, self.in_size, self.out_size, dtype, self.device)
         self.shelf = self.shelf.extended(a_RK, b_NR, number)
         self.adapters, self._stacked = nn.ModuleDict(), None
 
@@ -161,8 +163,8 @@ class Projection(nn.Module):
         return self._frozen(x_TK, self.dense, product)
 
     def _of_few(self, x_TK: Tensor) -> Tensor | None:
-        """The product by kernels that are made for a few rows, where there are such and no gradient is wanted."""
-        if torch.is_grad_enabled():
+        """The product by kernels that are made for a few rows, where there are such and tokens are answered."""
+        if torch.is_grad_enabled() or not self.choice.made:
             return None
         if self.nf4 is not None and nf4_rows.applies(x_TK, self.nf4):
             y_TN = nf4_rows.nf4_rows(x_TK, self.nf4)
@@ -180,7 +182,7 @@ class Projection(nn.Module):
 
     def _serves_few(self, x_TK: Tensor) -> bool:
         """Whether ``_of_few`` may apply to what is like ``x_TK``."""
-        return not torch.is_grad_enabled() and len(x_TK) <= dense_rows.MOST_ROWS
+        return not torch.is_grad_enabled() and self.choice.made and len(x_TK) <= dense_rows.MOST_ROWS
 
     def _frozen(
         self,

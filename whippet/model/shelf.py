@@ -19,9 +19,14 @@ from torch import Tensor
 
 @dataclass
 class Choice:
-    """Which adapter each token of the current pass wants: int32 [T], 0 for none; None outside a pass."""
+    """Which adapter each token of the current pass wants: int32 [T], 0 for none; None where no tokens are answered."""
 
     adapter_T: Tensor | None = None
+
+    @property
+    def made(self) -> bool:
+        """Whether a pass that answers is under way: a pass that learns may be without gradients too."""
+        return self.adapter_T is not None
 
 
 class Shelf:
