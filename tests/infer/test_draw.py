@@ -8,12 +8,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers_choose import choose
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from whippet.errors import UsageError
 from whippet.infer.draw import Drawer, Draws, greedy, likeliest, pick
-from whippet.infer.sampling import Sampling, choose
+from whippet.infer.sampling import Sampling
 from whippet.infer.uniform import key, uniform
 from whippet.kernels.truncate import truncate
 

@@ -1,4 +1,4 @@
-"""Filters and draws against plain loops; shares of many draws; refusal of what cannot be drawn from."""
+"""What a request may say of its reply; and the oracle of ``test_draw.py`` against plain loops."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers_choose import choose
 
-from whippet.errors import UsageError, WhippetError
-from whippet.infer.sampling import Sampler, Sampling, choose
+from whippet.errors import UsageError
+from whippet.infer.sampling import Sampling
 
 
 def allowed(logits: list[float], temperature: float, top_k: int, top_p: float, min_p: float) -> dict[int, float]:
@@ -74,31 +75,6 @@ def test_a_draw_never_falls_on_a_token_without_weight() -> None:
     off = (torch.ones(1), torch.zeros(1, dtype=torch.int64), torch.ones(1), torch.zeros(1))
     assert int(choose(logits_BV, almost_one, *off, sort=False)) == 1
     assert int(choose(logits_BV, almost_one, *off)) == 0  # the last of those in order 1, 0
-
-
-def test_rows_of_all_kinds_in_one_batch() -> None:
-    logits_BV = torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
-    kinds = [Sampling(), Sampling(temperature=1.0, seed=1), Sampling(temperature=0.5, top_k=3, seed=1),
-             Sampling(temperature=2.0, top_p=0.3, min_p=0.1, seed=2)]  # fmt: skip
-    together = Sampler(kinds, torch.device("cpu"))
-    for _ in range(5):
-        ids = together(logits_BV, [0, 1, 2, 3])
-        assert ids[0] == int(logits_BV[0].argmax())
-        assert ids[2] in logits_BV[2].topk(3).indices.tolist()
-    alone = [Sampler([kind], torch.device("cpu")) for kind in kinds]
-    together = Sampler(kinds, torch.device("cpu"))
-    for rows in ([0, 1, 2, 3], [1, 3], [3], [0, 3]):
-        expected = [alone[row](logits_BV[row : row + 1], [0])[0] for row in rows]
-        assert together(logits_BV[rows], rows) == expected
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_logits_that_are_not_finite_are_an_error(bad: float, temperature: float) -> None:
-    logits_BV = torch.zeros(2, 5)
-    logits_BV[1, 3] = bad
-    with pytest.raises(WhippetError, match="not finite"):
-        Sampler([Sampling(temperature=temperature)] * 2, torch.device("cpu"))(logits_BV, [0, 1])
 
 
 @pytest.mark.parametrize(

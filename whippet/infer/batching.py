@@ -148,6 +148,7 @@ class Batcher:
     def _admit(self) -> None:
         while self._waiting and self._slots:
             row = self._waiting[0]
+            row.long = self._is_long(row)
             if self._begins_as_one_that_is_read(row):
                 return
             kind = self._kind(row)
@@ -159,7 +160,6 @@ class Batcher:
                 return
             self._waiting.popleft()
             row.slot, row.filled = self._slots.pop(), row.held.named * PAGE
-            row.long = self._is_long(row)
             if not row.told:
                 row.cached = row.filled
             self._drawer.place(row.slot, row.request.sampling, row.request.prompt, row.ids[len(row.request.prompt) :])
@@ -179,7 +179,7 @@ class Batcher:
 
     def _kind(self, row: Running) -> tuple[str | None, bool]:
         """What a page's keys depend on besides its tokens and those before."""
-        return row.request.adapter, self._is_long(row)
+        return row.request.adapter, row.long
 
     def _is_long(self, row: Running) -> bool:
         return 0 < self._border < len(row.ids)
@@ -331,7 +331,7 @@ class Batcher:
             request.grammar.accept(token_id)
         row.ids.append(token_id)
         if len(row.ids) % PAGE == 1 and row.slot >= 0:
-            self._pages.fill(row.held, row.ids[:-1], self._kind_held(row))
+            self._pages.fill(row.held, row.ids[:-1], self._kind(row))
         if row.replied == row.room:
             self._end(row)
             return Event(row.number, drawn, finish="length", cached=cached)
@@ -339,9 +339,6 @@ class Batcher:
             # From here on all of it is turned otherwise: what the cache holds is of no use.
             self._put_back(row)
         return Event(row.number, drawn, cached=cached)
-
-    def _kind_held(self, row: Running) -> tuple[str | None, bool]:
-        return row.request.adapter, row.long
 
     def _end(self, row: Running) -> None:
         row.ended = True

@@ -1,21 +1,12 @@
-"""How the next token is chosen from the logits.
-
-Comes in: logits and one ``Sampling`` a row. Goes out: one token id a row. Each row draws from its own generator, so
-what a row says depends on its own seed and never on the rows beside it.
-
-Shapes: B rows, V vocabulary.
-"""
+"""What a request says of how its reply is drawn and when it ends, checked. ``draw.py`` does it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from whippet.errors import UsageError, WhippetError
+from whippet.errors import UsageError
 
 MOST_BIASES = 1024
 """Tokens whose logits one request may shift."""
@@ -81,99 +72,6 @@ class Sampling:
         """UsageError if it speaks of a token that a vocabulary of this size does not have."""
         outside = next((token_id for token_id, _ in self.logit_bias if token_id >= vocab), None)
         _wanted(outside is None, "logit_bias", outside, f"about tokens below {vocab}, the size of the vocabulary")
-
-
-class Sampler:
-    """Draws for a fixed set of rows; holds each row's settings and generator."""
-
-    def __init__(self, samplings: Sequence[Sampling], device: torch.device) -> None:
-        def column(values: list[float]) -> Tensor:
-            return torch.tensor(values, dtype=torch.float32, device=device)
-
-        self._samplings = list(samplings)
-        self._temperature_B = column([s.temperature for s in samplings])
-        self._top_p_B = column([s.top_p for s in samplings])
-        self._top_k_B = torch.tensor([s.top_k for s in samplings], device=device)
-        self._min_p_B = column([s.min_p for s in samplings])
-        self._generators = [_generator(s) if s.temperature > 0 else None for s in samplings]
-
-    def __call__(self, logits_BV: Tensor, rows: Sequence[int]) -> list[int]:
-        """One id for each of ``rows``, whose logits are given in that order. WhippetError if they are not finite."""
-        ids_B = logits_BV.argmax(-1)
-        # A maximum is NaN or infinite exactly if its row cannot be drawn from; ids and verdict share one transfer.
-        finite = torch.isfinite(logits_BV.max(-1).values).all()
-        drawn = [place for place, row in enumerate(rows) if self._generators[row] is not None]
-        # Whether a row is sorted is its own affair too: drawing in another order would draw another token.
-        for sort in (False, True):
-            places = [place for place in drawn if self._samplings[rows[place]].filters == sort]
-            if places:
-                ids_B[places] = self._choose(logits_BV[places].float(), [rows[place] for place in places], sort)
-        *ids, ok = torch.cat([ids_B, finite.long()[None]]).tolist()
-        if not ok:
-            raise WhippetError("the model's logits are not finite: its weights are damaged, or fp16 overflowed")
-        return [int(token_id) for token_id in ids]
-
-    def _choose(self, logits_BV: Tensor, rows: list[int], sort: bool) -> Tensor:
-        generators = [self._generators[row] for row in rows]
-        uniform = [torch.rand((), generator=generator, dtype=torch.float64) for generator in generators]
-        return choose(
-            logits_BV,
-            torch.stack(uniform).to(logits_BV.device),
-            self._temperature_B[rows],
-            self._top_k_B[rows],
-            self._top_p_B[rows],
-            self._min_p_B[rows],
-            sort=sort,
-        )
-
-
-def choose(
-    logits_BV: Tensor,
-    uniform_B: Tensor,
-    temperature_B: Tensor,
-    top_k_B: Tensor,
-    top_p_B: Tensor,
-    min_p_B: Tensor,
-    *,
-    sort: bool = True,
-) -> Tensor:
-    """Ids [B] int64 where the cumulative distribution of the filtered tokens passes ``uniform_B`` (float64, [0, 1)).
-
-    logits_BV: fp32; temperatures above 0. With ``sort`` the running sum goes from the likeliest token down, without it
-    in the order of the vocabulary; the filters then must be off in every row.
-    """
-    scaled_BV = logits_BV / temperature_B[:, None]
-    if not sort:
-        return _draw(scaled_BV.softmax(-1), uniform_B)
-    scaled_BV, order_BV = scaled_BV.sort(dim=-1, descending=True, stable=True)
-    rank_1V = torch.arange(scaled_BV.shape[-1], device=scaled_BV.device)[None]
-    outside_BV = (top_k_B[:, None] > 0) & (rank_1V >= top_k_B[:, None])
-    probs_BV = scaled_BV.masked_fill(outside_BV, -math.inf).softmax(-1)
-    # A token stays while those before it have not reached top_p; the first always stays, also by rounding.
-    before_BV = probs_BV.cumsum(-1) - probs_BV
-    keep_BV = (top_p_B[:, None] >= 1) | (before_BV < top_p_B[:, None])
-    keep_BV &= probs_BV >= min_p_B[:, None] * probs_BV[:, :1]
-    keep_BV[:, 0] = True
-    place_B = _draw(probs_BV * keep_BV, uniform_B)
-    return order_BV.gather(-1, place_B[:, None])[:, 0]
-
-
-def _draw(weights_BV: Tensor, uniform_B: Tensor) -> Tensor:
-    """The first place at which the running sum of the weights exceeds its share ``uniform_B`` of the total."""
-    sums_BV = weights_BV.double().cumsum(-1)
-    place_B = torch.searchsorted(sums_BV, (uniform_B * sums_BV[:, -1])[:, None], right=True)[:, 0]
-    # uniform * total may round up to the total; the last token that has any weight is then meant.
-    last_B = (weights_BV > 0).long().mul(torch.arange(weights_BV.shape[-1], device=weights_BV.device)).amax(-1)
-    return torch.minimum(place_B, last_B)
-
-
-def _generator(sampling: Sampling) -> torch.Generator:
-    generator = torch.Generator()
-    if sampling.seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(sampling.seed)
-    return generator
 
 
 def _biases(given: object) -> tuple[tuple[int, float], ...]:
